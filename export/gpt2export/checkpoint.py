@@ -1,0 +1,120 @@
+"""A checkpoint: a Hugging Face folder of a GPT-2, read and checked."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gpt2export import defaults
+from gpt2export.card import CARD_FILE, load_card
+from gpt2export.config import ModelConfig, load_config
+from gpt2export.errors import CheckpointError
+from gpt2export.tensors import load_tensors, weight_files
+from gpt2export.tokenizer import load_tokenizer, to_text, tokenizer_files
+from gpt2serve.package import Dimensions, GenerationDefaults, ModelCard
+
+if TYPE_CHECKING:
+    import torch
+    from tokenizers import Tokenizer
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Everything that a package is made from.
+
+    `tensors` are float32, named without `transformer.`, each of the shape that `dimensions`
+    asks for. They may be mapped from the checkpoint's file: do not write to them.
+    """
+
+    folder: Path
+    config: ModelConfig
+    tensors: dict[str, torch.Tensor]
+    tokenizer: Tokenizer
+    tokenizer_text: str
+    bos_token_id: int
+    eos_token_ids: tuple[int, ...]
+    generation_defaults: GenerationDefaults
+    card: ModelCard
+
+    @property
+    def dimensions(self) -> Dimensions:
+        return self.config.dimensions
+
+
+def load_checkpoint(folder: Path) -> Checkpoint:
+    """Raises `CheckpointError` or `UnsupportedModel`."""
+    _check_folder(folder)
+    config = load_config(folder)
+    tokenizer = load_tokenizer(folder, config.dimensions.vocab_size)
+    generation = defaults.model_generation_config(folder, config)
+    prefix = defaults.prefix_of(config)
+    prefix_tokens = len(tokenizer.encode(prefix, add_special_tokens=False).ids)
+    bos, eos = _special_ids(generation, config.dimensions.vocab_size, folder)
+    tied = bool(config.raw.get("tie_word_embeddings", True))
+    return Checkpoint(
+        folder=folder,
+        config=config,
+        tensors=load_tensors(folder, config.dimensions, tied=tied),
+        tokenizer=tokenizer,
+        tokenizer_text=to_text(tokenizer),
+        bos_token_id=bos,
+        eos_token_ids=eos,
+        generation_defaults=defaults.generation_defaults(
+            vars(generation), defaults.task_params(config), prefix, prefix_tokens
+        ),
+        card=load_card(folder),
+    )
+
+
+def source_hash(folder: Path) -> str:
+    """sha256 over the name and content of every file that `load_checkpoint` reads."""
+    _check_folder(folder)
+    digest = hashlib.sha256()
+    for path in _source_files(folder):
+        with path.open("rb") as file:
+            content = hashlib.file_digest(file, "sha256").hexdigest()
+        digest.update(f"{path.name}\0{content}\n".encode())
+    return digest.hexdigest()
+
+
+def _source_files(folder: Path) -> list[Path]:
+    optional = [folder / CARD_FILE, folder / defaults.GENERATION_FILE]
+    return [
+        folder / "config.json",
+        *weight_files(folder),
+        *tokenizer_files(folder),
+        *(path for path in optional if path.is_file()),
+    ]
+
+
+def _check_folder(folder: Path) -> None:
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder} is not a folder.")
+    if not (folder / "config.json").is_file():
+        raise CheckpointError(f"{folder} is not a checkpoint: it has no config.json.")
+
+
+def _special_ids(generation: Any, vocab_size: int, folder: Path) -> tuple[int, tuple[int, ...]]:
+    """bos and eos. A model that names no bos begins an empty prompt with its eos.
+
+    Ids outside the vocabulary are left out: GPT-2's own 50256 stays in the configs of models
+    that were trained with a smaller one, and can never be generated.
+    """
+    eos = generation.eos_token_id
+    wanted = eos if isinstance(eos, list) else [eos]
+    inside = tuple(number for number in wanted if _is_id(number, vocab_size))
+    bos = generation.bos_token_id
+    if _is_id(bos, vocab_size):
+        return bos, inside
+    if not inside:
+        raise CheckpointError(
+            f"{folder}: neither bos_token_id ({bos}) nor eos_token_id ({eos}) is in the "
+            f"vocabulary of {vocab_size}; set them in config.json."
+        )
+    return inside[0], inside
+
+
+def _is_id(number: Any, vocab_size: int) -> bool:
+    return isinstance(number, int) and 0 <= number < vocab_size

@@ -1,0 +1,77 @@
+"""What is known about one HTTP request while it runs, for its log line and the metrics.
+
+Never holds a prompt or a text.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+import uuid
+from collections.abc import Iterable
+from typing import Any
+
+from gpt2serve.engine.events import Done
+
+CLIENT_DISCONNECTED = "client_disconnected"
+_SCOPE_KEY = "gpt2serve_exchange"
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+
+
+class Exchange:
+    """One request and its answer, in numbers."""
+
+    def __init__(self, request_id: str) -> None:
+        self.request_id = request_id
+        self.status = 500
+        self.code = "ok"
+        self.error: Exception | None = None
+        self.model: str | None = None
+        self.stream = False
+        self.client_gone = False
+        self.finish_reasons: list[str] = []
+        self.numbers: dict[str, float] = {}
+        self._begin = time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        return time.perf_counter() - self._begin
+
+    def failed(self, code: str, error: Exception | None) -> None:
+        """Note the problem's code, and the error itself if the log should explain it."""
+        self.code, self.error = code, error
+        self.client_gone = code == CLIENT_DISCONNECTED
+
+    def gone(self) -> None:
+        """The client left before the end."""
+        self.client_gone = True
+        self.code = CLIENT_DISCONNECTED
+
+    def finished(self, reasons: Iterable[str]) -> None:
+        self.finish_reasons += reasons
+
+    def done(self, end: Done) -> None:
+        self.numbers = {
+            "prompt_tokens": end.usage.prompt_tokens,
+            "completion_tokens": end.usage.completion_tokens,
+            "queue_ms": round(end.timing.queue_ms, 3),
+            "load_ms": round(end.timing.load_ms, 3),
+            "prefill_ms": round(end.timing.prefill_ms, 3),
+            "decode_ms": round(end.timing.decode_ms, 3),
+        }
+
+
+def open_exchange(scope: Any, given_id: str | None) -> Exchange:
+    """Begin an exchange and put it where the handlers find it.
+
+    A client's own request id is kept if it is harmless in a header and a log line.
+    """
+    usable = given_id is not None and _REQUEST_ID.fullmatch(given_id)
+    exchange = Exchange(given_id if given_id and usable else uuid.uuid4().hex)
+    scope.setdefault("state", {})[_SCOPE_KEY] = exchange
+    return exchange
+
+
+def exchange_of(scope: Any) -> Exchange | None:
+    found = scope.get("state", {}).get(_SCOPE_KEY)
+    return found if isinstance(found, Exchange) else None

@@ -1,0 +1,55 @@
+"""What operators and probes ask: alive, ready, metrics."""
+
+from __future__ import annotations
+
+from litestar import Response, get
+from litestar.openapi.datastructures import ResponseSpec
+
+from gpt2serve.api.problems import NotReady, Problem
+from gpt2serve.api.service import Service
+from gpt2serve.errors import EngineClosed
+from gpt2serve.metrics import CONTENT_TYPE
+
+#: An engine thread that does not come back within this many seconds is stuck.
+PING_SECONDS = 2.0
+
+
+@get("/", include_in_schema=False)
+async def index() -> dict[str, str]:
+    return {
+        "name": "gpt2serve",
+        "generate": "POST /generate",
+        "models": "/models",
+        "schema": "/schema",
+        "health": "/healthz",
+        "readiness": "/readyz",
+        "metrics": "/metrics",
+    }
+
+
+@get("/healthz", summary="Is the process alive?")
+async def healthz() -> dict[str, str]:
+    return {"status": "alive"}
+
+
+@get(
+    "/readyz",
+    summary="Can it take work?",
+    responses={
+        503: ResponseSpec(Problem, description="Not now; try again", generate_examples=False)
+    },
+)
+async def readyz(service: Service) -> dict[str, str]:
+    """Asks through the engine thread: a server whose thread is stuck must not look healthy."""
+    if service.draining:
+        raise EngineClosed
+    if not await service.engine.ping(PING_SECONDS):
+        raise NotReady("The engine is still loading models, or does not answer.")
+    return {"status": "ready"}
+
+
+@get("/metrics", summary="Metrics in Prometheus' text format", media_type="text/plain")
+async def metrics(service: Service) -> Response[bytes]:
+    return Response(
+        service.metrics.render(), media_type=CONTENT_TYPE, headers={"Cache-Control": "no-store"}
+    )

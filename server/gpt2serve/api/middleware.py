@@ -1,0 +1,52 @@
+"""Around every route: request id, one log line, HTTP metrics."""
+
+from __future__ import annotations
+
+from litestar.datastructures import Headers
+from litestar.enums import ScopeType
+from litestar.middleware import ASGIMiddleware
+from litestar.types import ASGIApp, Message, Receive, Scope, Send
+
+from gpt2serve.api.exchange import Exchange, open_exchange
+from gpt2serve.api.service import Service
+
+REQUEST_ID_HEADER = "X-Request-Id"
+
+
+class ExchangeMiddleware(ASGIMiddleware):
+    """Opens the exchange, and closes it when the last byte is sent or the client is gone."""
+
+    scopes = (ScopeType.HTTP,)
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send, next_app: ASGIApp) -> None:
+        given = Headers.from_scope(scope).get(REQUEST_ID_HEADER)
+        exchange = open_exchange(scope, given)
+        id_header = (REQUEST_ID_HEADER.lower().encode(), exchange.request_id.encode())
+
+        async def send_with_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                exchange.status = message["status"]
+                message["headers"] = [*message.get("headers", ()), id_header]
+            await send(message)
+
+        try:
+            await next_app(scope, receive, send_with_id)
+        except BaseException as error:
+            exchange.failed("internal_error", error if isinstance(error, Exception) else None)
+            raise
+        finally:
+            self._close(scope, exchange)
+
+    def _close(self, scope: Scope, exchange: Exchange) -> None:
+        # The route's template, not the path: what a client writes must not become a label.
+        route = str(scope.get("path_template", ""))
+        self._service.metrics.on_http_request(
+            route=route, status=exchange.status, code=exchange.code, seconds=exchange.seconds
+        )
+        if route.rstrip("/").endswith("/generate"):
+            self._service.log_generate(exchange)
+        elif exchange.error is not None:
+            self._service.log_failure(exchange)

@@ -1,0 +1,39 @@
+"""All routes of one engine, as a Litestar router that needs nothing of the app around it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from litestar import Request, Router
+from litestar.di import Provide
+
+from gpt2serve.api.exchange import Exchange, exchange_of, open_exchange
+from gpt2serve.api.generate import generate
+from gpt2serve.api.health import healthz, index, metrics, readyz
+from gpt2serve.api.middleware import ExchangeMiddleware
+from gpt2serve.api.models import describe_model, list_models
+from gpt2serve.api.problems import problem_response
+from gpt2serve.api.service import Service
+
+
+def build_router(service: Service, path: str = "/") -> Router:
+    """The routes, bound to `service`."""
+
+    def provide_service() -> Service:
+        return service
+
+    return Router(
+        path=path,
+        route_handlers=[generate, list_models, describe_model, index, healthz, readyz, metrics],
+        dependencies={
+            "service": Provide(provide_service, sync_to_thread=False),
+            "exchange": Provide(_provide_exchange, sync_to_thread=False),
+        },
+        middleware=[ExchangeMiddleware(service)],
+        exception_handlers={Exception: problem_response},
+        request_max_body_size=service.settings.max_body_bytes,
+    )
+
+
+def _provide_exchange(request: Request[Any, Any, Any]) -> Exchange:
+    return exchange_of(request.scope) or open_exchange(request.scope, None)

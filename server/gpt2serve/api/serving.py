@@ -1,0 +1,109 @@
+"""uvicorn with a shutdown that cuts no stream.
+
+First signal: the engine refuses new requests (503) while the socket stays open, so that
+readiness probes and late clients get an answer; running requests end; then uvicorn closes.
+Second signal: what still runs is aborted. Third: the process dies at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+import uvicorn
+from litestar import Litestar
+
+from gpt2serve.api.service import Service
+from gpt2serve.logs import ForwardHandler
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+#: After the last token: time for slow clients to take what is still in the socket's buffers.
+_FLUSH_SECONDS = 5
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket; raises `OSError`."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    return socket.create_server((host, port), family=family, backlog=2048)
+
+
+async def serve(app: Litestar, service: Service, listener: socket.socket) -> None:
+    """Serve until a signal comes and everything that ran has ended."""
+    _forward_uvicorn_logs(service.log)
+    config = uvicorn.Config(
+        app,
+        access_log=False,
+        log_config=None,
+        lifespan="on",
+        server_header=False,
+        timeout_graceful_shutdown=_FLUSH_SECONDS,
+    )
+    await DrainingServer(config, service).serve(sockets=[listener])
+
+
+class DrainingServer(uvicorn.Server):
+    """Drains before it stops listening."""
+
+    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+        super().__init__(config)
+        self._service = service
+        self._log = service.log
+        self._draining: asyncio.Task[None] | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started and sockets:
+            url = _url(sockets[0])
+            self._log.info(f"listening on {url}", url=url)
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        # uvicorn's own version raises the signal again at the end, and the process would die
+        # of it although everything went well.
+        loop = asyncio.get_running_loop()
+        for number in _SIGNALS:
+            loop.add_signal_handler(number, self._on_signal, number)
+        try:
+            yield
+        finally:
+            _release_signals()
+
+    def _on_signal(self, number: signal.Signals) -> None:
+        if self._draining is None:
+            self._log.info("draining", signal=number.name)
+            self._draining = asyncio.get_running_loop().create_task(self._drain())
+        else:
+            self._log.warning("aborting running requests", signal=number.name)
+            _release_signals()
+            self._draining.cancel()
+
+    async def _drain(self) -> None:
+        try:
+            if not await self._service.drain():
+                self._log.warning("requests did not end in time and are aborted")
+        finally:
+            # Ends the streams that are left with an error event; uvicorn waits for them.
+            await self._service.close()
+            self.should_exit = True
+
+
+def _release_signals() -> None:
+    loop = asyncio.get_running_loop()
+    for number in _SIGNALS:
+        loop.remove_signal_handler(number)
+
+
+def _url(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _forward_uvicorn_logs(log: Any) -> None:
+    logger = logging.getLogger("uvicorn")
+    logger.handlers = [ForwardHandler(log)]
+    logger.propagate = False

@@ -1,0 +1,359 @@
+"""The engine as others see it: a library object, and the HTTP side's only door."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import msgspec
+
+from gpt2serve.engine.core import Call, Cancel, EngineCore, Preload, Stop, Submit
+from gpt2serve.engine.events import Generation, GenerationResult, TokenEvent
+from gpt2serve.engine.kv_buffers import bytes_per_token
+from gpt2serve.engine.kv_cache import rectangle
+from gpt2serve.engine.observer import EngineStats, NoObserver, Observer
+from gpt2serve.engine.params import ResolvedParams, SamplingParams, resolve
+from gpt2serve.engine.request import Request, Times
+from gpt2serve.engine.runner import cuda_is_available
+from gpt2serve.engine.store import ModelStore, Package
+from gpt2serve.engine.stream import BlockingStream, Stream, TokenStream
+from gpt2serve.engine.tokenizer import Tokenizer, TokenizerCache
+from gpt2serve.errors import (
+    DeviceUnavailable,
+    EngineClosed,
+    InvalidRequest,
+    ModelTooLarge,
+    Overloaded,
+    SettingsError,
+)
+from gpt2serve.package import VARIANTS, Manifest
+from gpt2serve.settings import EngineSettings, cpu_count, engine_settings
+
+#: GPT-2's longest token has 128 characters, so a prompt with more for each place in the
+#: context cannot fit, and is refused before it is tokenised.
+LONGEST_TOKEN = 128
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedRequest:
+    """A request that was checked against its model, and tokenised."""
+
+    model: str
+    prompt: str
+    prompt_ids: list[int]
+    params: ResolvedParams
+    package: Package
+    tokenizer: Tokenizer
+
+    @property
+    def prompt_tokens(self) -> int:
+        return len(self.prompt_ids)
+
+
+class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """`state`: cold, loading, resident or failed. `bytes`: of a loaded model, else expected."""
+
+    id: str
+    state: str
+    bytes: int
+
+
+class Engine:
+    """Serves any model of a store. Thread-safe; use it as a context manager.
+
+        with Engine(store="models/") as engine:
+            result = engine.generate("user/model", "My dream is", SamplingParams(seed=7))
+
+    Takes the fields of `EngineSettings` as keyword arguments, or ready-made `settings`.
+    Raises `SettingsError` or `DeviceUnavailable` if it cannot work as asked.
+    """
+
+    def __init__(
+        self,
+        store: str | Path | None = None,
+        *,
+        settings: EngineSettings | None = None,
+        observer: Observer | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        **options: Any,
+    ) -> None:
+        if settings is None:
+            if store is None:
+                raise SettingsError("Give the engine a store: Engine(store='models/').")
+            settings = engine_settings(store, **options)
+        self.settings = settings
+        device = _device(settings.device)
+        self._store = ModelStore(settings.store, _variants(device, settings.precision))
+        self._tokenizers = TokenizerCache()
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._admitted = 0
+        self._draining = False
+        self._started = False
+        self._closed = False
+        self._all_ended = threading.Condition(self._lock)
+        self._core = EngineCore(
+            settings,
+            self._store,
+            device=device,
+            threads=settings.threads or cpu_count(),
+            observer=observer or NoObserver(),
+            clock=clock,
+            on_request_ended=self._request_ended,
+        )
+
+    # -- life -----------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Start the threads and load what is to be loaded at start. Idempotent.
+
+        Raises what went wrong with a model of `preload` or `pin`.
+        """
+        with self._lock:
+            if self._closed:
+                raise EngineClosed("The engine was closed.")
+            if self._started:
+                return
+            self._started = True
+        self._core.start()
+        for model in self.settings.pin:
+            self.load(model, pin=True)
+        for model in self.settings.preload:
+            self.load(model)
+
+    def close(self) -> None:
+        """Abort what is running, free everything, end the threads. Idempotent."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = self._draining = True
+            started = self._started
+        if started:
+            self._core.inbox.put(Stop())
+            self._core.join()
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    async def drain(self, timeout: float) -> bool:
+        """Take no new requests and wait for the running ones; True if all ended in time."""
+        with self._lock:
+            self._draining = True
+        return await asyncio.to_thread(self._wait_until_idle, timeout)
+
+    def _wait_until_idle(self, timeout: float) -> bool:
+        with self._all_ended:
+            return self._all_ended.wait_for(lambda: self._admitted == 0, timeout)
+
+    # -- generating -----------------------------------------------------------------------
+
+    def generate(
+        self, model: str, prompt: str, params: SamplingParams | None = None
+    ) -> GenerationResult:
+        """Continue `prompt`; blocks until all sequences have ended.
+
+        Raises `InvalidRequest`, `ModelNotFound`, `PackageError`, `ModelUnavailable`,
+        `Overloaded`, `EngineClosed`, or `StepFailed`.
+        """
+        self.start()
+        prepared = self.prepare(model, prompt, params)
+        stream = BlockingStream(model)
+        self._admit(prepared, stream, wants_tokens=False)
+        return stream.result()
+
+    async def stream(
+        self, model: str, prompt: str, params: SamplingParams | None = None
+    ) -> AsyncIterator[TokenEvent | Generation]:
+        """Tokens as they are made, and each sequence's `Generation` at its end.
+
+        Leaving the loop cancels the request. Raises what `generate` raises.
+        """
+        await asyncio.to_thread(self.start)
+        prepared = await asyncio.to_thread(self.prepare, model, prompt, params)
+        async for event in self.submit(prepared, wants_tokens=True).events():
+            yield event
+
+    def prepare(
+        self, model: str, prompt: str, params: SamplingParams | None = None
+    ) -> PreparedRequest:
+        """Check a request against its model and tokenise it. May read from the disk.
+
+        Raises `InvalidModelId`, `ModelNotFound`, `PackageError`, `InvalidRequest`, or
+        `ModelTooLarge` if its keys and values can never fit into the KV cache.
+        """
+        package = self._store.resolve(model)
+        manifest = package.manifest
+        tokenizer = self._tokenizers.get(package.tokenizer_path, package.tokenizer_hash)
+        ids, prefix_tokens = _tokenise(prompt, manifest, tokenizer)
+        resolved = resolve(
+            params or SamplingParams(),
+            manifest.generation_defaults,
+            prompt_tokens=len(ids),
+            prefix_tokens=prefix_tokens,
+            context_length=manifest.dimensions.context_length,
+            max_sequences=self.settings.max_batch_size,
+        )
+        self._check_kv_cache(manifest, len(ids), resolved)
+        return PreparedRequest(model, prompt, ids, resolved, package, tokenizer)
+
+    def submit(self, request: PreparedRequest, *, wants_tokens: bool) -> TokenStream:
+        """Hand a request to the engine thread, from a running event loop. Never blocks.
+
+        Raises `Overloaded` or `EngineClosed`; everything later comes out of the stream.
+        """
+        admitted: list[Request] = []
+        stream = TokenStream(
+            request.model, lambda: self._core.inbox.put(Cancel(admitted[0])) if admitted else None
+        )
+        admitted.append(self._admit(request, stream, wants_tokens=wants_tokens))
+        return stream
+
+    def _admit(self, prepared: PreparedRequest, stream: Stream, *, wants_tokens: bool) -> Request:
+        """Take a place in the queue, which the end of the request gives back."""
+        with self._lock:
+            if self._draining or not self._started:
+                raise EngineClosed
+            if self._admitted >= self.settings.max_queue:
+                raise Overloaded(
+                    f"{self._admitted} requests are being worked on or waiting already.",
+                    retry_after=1.0,
+                )
+            self._admitted += 1
+        request = Request(
+            key=prepared.package.key,
+            model=prepared.model,
+            prompt=prepared.prompt,
+            prompt_ids=prepared.prompt_ids,
+            params=prepared.params,
+            stream=stream,
+            wants_tokens=wants_tokens,
+            times=Times(submitted=self._clock()),
+        )
+        manifest = prepared.package.manifest
+        request.make_sequences(manifest.eos_token_ids, prepared.tokenizer.token_bytes)
+        self._core.inbox.put(Submit(request, prepared.package))
+        return request
+
+    def _request_ended(self) -> None:
+        with self._all_ended:
+            self._admitted -= 1
+            if self._admitted == 0:
+                self._all_ended.notify_all()
+
+    def _check_kv_cache(self, manifest: Manifest, prompt: int, params: ResolvedParams) -> None:
+        shape = rectangle(
+            [prompt + params.max_tokens] * params.sequences,
+            context_length=manifest.dimensions.context_length,
+            max_slots=self.settings.max_batch_size,
+        )
+        tokens = shape.slots * shape.length + max(prompt, self.settings.prefill_chunk)
+        needed = tokens * bytes_per_token(manifest.dimensions, manifest.kv.dtype)
+        if needed > self.settings.kv_cache_bytes:
+            raise ModelTooLarge(
+                f"The request needs {needed:,} bytes of KV cache and there are "
+                f"{self.settings.kv_cache_bytes:,}; ask for fewer or shorter sequences, or raise "
+                "--kv-cache-bytes."
+            )
+
+    # -- models ---------------------------------------------------------------------------
+
+    def load(self, model: str, *, pin: bool = False) -> None:
+        """Load a model and wait for it; `pin` keeps it from being evicted.
+
+        Raises `ModelNotFound`, `PackageError` or `ModelUnavailable`.
+        """
+        done: Future[None] = Future()
+        self._core.inbox.put(Preload(self._store.resolve(model), pin, done))
+        done.result()
+
+    def describe(self, model: str) -> Manifest:
+        """The manifest of the package that would serve `model`. May read from the disk."""
+        return self._store.resolve(model).manifest
+
+    def list_models(self, *, after: str = "", limit: int = 100) -> list[ModelStatus]:
+        """Up to `limit` models, in order of id, that come after the id `after`."""
+        found: list[ModelStatus] = []
+        for model in self._store.models():
+            if model > after:
+                found.append(self._status(model))
+            if len(found) == limit:
+                break
+        return found
+
+    def _status(self, model: str) -> ModelStatus:
+        package = self._store.resolve(model)
+        return ModelStatus(
+            id=model,
+            state=self._core.cache.state(package.key, self._clock()),
+            bytes=package.manifest.bytes_needed,
+        )
+
+    # -- being watched --------------------------------------------------------------------
+
+    def stats(self) -> EngineStats:
+        """The engine at the end of its last step. Never blocks."""
+        return self._core.stats
+
+    async def ping(self, timeout: float) -> bool:
+        """Whether the engine takes work: goes through the engine thread and back."""
+        if self._draining or not self._started:
+            return False
+        loop = asyncio.get_running_loop()
+        answered = asyncio.Event()
+        self._core.inbox.put(Call(lambda: loop.call_soon_threadsafe(answered.set)))
+        try:
+            await asyncio.wait_for(answered.wait(), timeout)
+        except TimeoutError:
+            return False
+        return True
+
+
+def _device(wanted: str) -> str:
+    if wanted == "auto":
+        return "cuda" if cuda_is_available() and Path("/dev/nvidiactl").exists() else "cpu"
+    if wanted == "cuda" and not cuda_is_available():
+        raise DeviceUnavailable(
+            "CUDA was asked for, but this onnxruntime has no CUDA support: replace it with "
+            "onnxruntime-gpu as docs/gpu.md says, or use --device cpu."
+        )
+    return wanted
+
+
+def _variants(device: str, precision: str | None) -> list[tuple[str, str]]:
+    fitting = [v for v in VARIANTS if v[0] == device and precision in (None, v[1])]
+    if not fitting:
+        offered = ", ".join(p for target, p in VARIANTS if target == device)
+        raise SettingsError(f"On {device} there is no precision {precision}; there are: {offered}.")
+    return [(target, name) for target, name in fitting]
+
+
+def _tokenise(prompt: str, manifest: Manifest, tokenizer: Tokenizer) -> tuple[list[int], int]:
+    """Token ids of prefix and prompt, and how many of them are the prefix."""
+    if len(prompt) > manifest.dimensions.context_length * LONGEST_TOKEN:
+        raise InvalidRequest(
+            "prompt",
+            f"has {len(prompt)} characters, which cannot fit into the model's context of "
+            f"{manifest.dimensions.context_length} tokens",
+        )
+    prefix = manifest.generation_defaults.prefix
+    ids = tokenizer.encode(prefix + prompt)
+    if not ids:
+        # As in transformers, an empty prompt begins with the beginning-of-text token.
+        return [manifest.bos_token_id], 0
+    return ids, len(tokenizer.encode(prefix)) if prefix else 0

@@ -1,0 +1,81 @@
+"""What comes back from the engine: token events, finished generations, one end per request."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+FinishReason = Literal["eos", "length", "stop"]
+
+
+class Token(msgspec.Struct, frozen=True):
+    """One generated token.
+
+    `text` is what became certain with this token: it may be empty (half of a character, or
+    text that may yet turn out to be a stop string) or hold several tokens' text.
+    `logprob` is the natural logarithm of the probability that the model itself gave the
+    token, before temperature, penalties and filters.
+    """
+
+    id: int
+    text: str
+    logprob: float
+
+
+class TokenEvent(msgspec.Struct, frozen=True):
+    """Sequence `index` of the request has one token more."""
+
+    index: int
+    token: Token
+
+
+class Generation(msgspec.Struct, frozen=True, kw_only=True):
+    """A finished sequence.
+
+    `tokens` counts generated tokens, end-of-text included. `seed` reproduces this very
+    sequence when given with `num_return_sequences=1`. `details` holds the tokens if the
+    request asked for them.
+    """
+
+    index: int
+    text: str
+    finish_reason: FinishReason
+    tokens: int
+    seed: int
+    details: tuple[Token, ...] | None = None
+
+
+class Usage(msgspec.Struct, frozen=True, kw_only=True):
+    """`prompt_tokens` counts what the model read: prefix and prompt, once."""
+
+    prompt_tokens: int
+    completion_tokens: int
+
+
+class Timing(msgspec.Struct, frozen=True, kw_only=True):
+    """Milliseconds. Queue: waiting for a place in the batch. Load: waiting for the model."""
+
+    queue_ms: float
+    load_ms: float
+    prefill_ms: float
+    decode_ms: float
+
+
+class Done(msgspec.Struct, frozen=True, kw_only=True):
+    """The last event of a request that succeeded. A failure is raised instead."""
+
+    usage: Usage
+    timing: Timing
+
+
+Event = TokenEvent | Generation | Done
+
+
+class GenerationResult(msgspec.Struct, frozen=True, kw_only=True):
+    """The whole answer: one `Generation` per sequence, in order of index."""
+
+    model: str
+    generations: tuple[Generation, ...]
+    usage: Usage
+    timing: Timing

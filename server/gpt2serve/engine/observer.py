@@ -1,0 +1,67 @@
+"""What the engine tells about itself: events as they happen, and a snapshot at any time."""
+
+from __future__ import annotations
+
+from typing import Literal, Protocol
+
+import msgspec
+
+from gpt2serve.engine.events import FinishReason, Timing, Usage
+
+StepKind = Literal["prefill", "decode"]
+
+
+class RequestSummary(msgspec.Struct, frozen=True, kw_only=True):
+    """A request that has ended. `error` is the error's code, None for success."""
+
+    model: str
+    error: str | None
+    finish_reasons: tuple[FinishReason, ...]
+    usage: Usage
+    timing: Timing
+
+
+class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
+    """The engine at the end of its last step. Bytes and counts; waits in seconds.
+
+    Waiting requests are those that have no slot yet, for whatever reason.
+    """
+
+    requests_running: int = 0
+    requests_waiting: int = 0
+    sequences_running: int = 0
+    kv_cache_used_bytes: int = 0
+    kv_cache_limit_bytes: int = 0
+    model_cache_used_bytes: int = 0
+    model_cache_limit_bytes: int = 0
+    models_resident: int = 0
+    oldest_load_wait: float = 0.0
+
+
+class Observer(Protocol):
+    """Called in the engine thread: must return at once and must not raise."""
+
+    def on_request_finished(self, summary: RequestSummary) -> None: ...
+
+    def on_step(self, kind: StepKind, rows: int, seconds: float) -> None: ...
+
+    def on_model_wanted(self, *, hit: bool) -> None:
+        """A request came for a model that was resident (`hit`) or not."""
+
+    def on_load(self, seconds: float, *, ok: bool) -> None: ...
+
+    def on_evict(self, reason: str) -> None: ...
+
+
+class NoObserver:
+    """For engines that nobody watches."""
+
+    def on_request_finished(self, summary: RequestSummary) -> None: ...
+
+    def on_step(self, kind: StepKind, rows: int, seconds: float) -> None: ...
+
+    def on_model_wanted(self, *, hit: bool) -> None: ...
+
+    def on_load(self, seconds: float, *, ok: bool) -> None: ...
+
+    def on_evict(self, reason: str) -> None: ...

@@ -1,0 +1,116 @@
+"""A request and its sequences: plain data that the engine thread owns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from gpt2serve.engine.events import FinishReason, Timing, Token
+from gpt2serve.engine.params import ResolvedParams
+from gpt2serve.engine.randomness import sequence_seed
+from gpt2serve.engine.sampling import SamplingRow
+from gpt2serve.engine.text import TextStream
+
+if TYPE_CHECKING:
+    from gpt2serve.engine.stream import Stream
+
+
+@dataclass(slots=True)
+class Times:
+    """Seconds on the engine's clock; None until it has happened."""
+
+    submitted: float
+    model_ready: float | None = None
+    prefill_started: float | None = None
+    first_token: float | None = None
+    waited_for_load: bool = False
+
+    def timing(self, now: float) -> Timing:
+        ready = self.model_ready if self.model_ready is not None else now
+        started = self.prefill_started if self.prefill_started is not None else now
+        first = self.first_token if self.first_token is not None else now
+        load = ready - self.submitted if self.waited_for_load else 0.0
+        return Timing(
+            queue_ms=round(1e3 * (started - self.submitted - load), 3),
+            load_ms=round(1e3 * load, 3),
+            prefill_ms=round(1e3 * (first - started), 3),
+            decode_ms=round(1e3 * (now - first), 3),
+        )
+
+
+@dataclass(eq=False, slots=True)
+class Sequence:
+    """One continuation of a request's prompt."""
+
+    request: Request
+    index: int
+    row: SamplingRow
+    text: TextStream
+    details: list[Token] = field(default_factory=list)
+    finish_reason: FinishReason | None = None
+
+    @property
+    def tokens(self) -> int:
+        """Number of generated tokens."""
+        return self.row.position
+
+    @property
+    def length(self) -> int:
+        """Prompt and generated tokens."""
+        return len(self.row.history)
+
+    @property
+    def max_length(self) -> int:
+        return self.row.prompt_length + self.request.params.max_tokens
+
+
+@dataclass(eq=False, slots=True)
+class Request:
+    """What the engine works on. `key` names the model's version that it was prepared for."""
+
+    key: str
+    model: str
+    prompt: str
+    prompt_ids: list[int]
+    params: ResolvedParams
+    stream: Stream
+    wants_tokens: bool
+    times: Times
+    sequences: list[Sequence] = field(default_factory=list)
+    completion_tokens: int = 0
+    cancelled: bool = False
+
+    @property
+    def prompt_length(self) -> int:
+        return len(self.prompt_ids)
+
+    @property
+    def max_length(self) -> int:
+        """Tokens of each sequence at its end, at most."""
+        return self.prompt_length + self.params.max_tokens
+
+    @property
+    def unfinished(self) -> list[Sequence]:
+        return [sequence for sequence in self.sequences if sequence.finish_reason is None]
+
+    def make_sequences(
+        self, eos_token_ids: tuple[int, ...], token_bytes: Callable[[int], bytes]
+    ) -> None:
+        params = self.params
+        for index in range(params.sequences):
+            row = SamplingRow(
+                do_sample=params.do_sample,
+                temperature=params.temperature,
+                top_k=params.top_k,
+                top_p=params.top_p,
+                repetition_penalty=params.repetition_penalty,
+                no_repeat_ngram_size=params.no_repeat_ngram_size,
+                min_tokens=params.min_tokens,
+                seed=sequence_seed(params.seed, index),
+                eos_token_ids=eos_token_ids,
+                wants_logprob=self.wants_tokens or params.details,
+                history=list(self.prompt_ids),
+            )
+            text = TextStream(token_bytes, params.stop)
+            self.sequences.append(Sequence(self, index, row, text))

@@ -1,0 +1,193 @@
+"""What one model does next. Pure policy.
+
+    waiting --Prefill--------------------> running --finish--> gone
+            --PrefillChunk ... (long) ---/
+
+Requests join in the order in which they came, as soon as there are slots and KV cache for
+them at their greatest length. Prompts that fit into one chunk are prefilled together,
+padded to the longest; a longer one goes chunk by chunk, and only one at a time. While
+sequences are running, every second step is a decode step, so that no prompt stalls them
+for more than one chunk; short prompts and chunks of a long one take turns.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from gpt2serve.engine.kv_cache import KVShape, rectangle
+from gpt2serve.engine.request import Request, Sequence
+
+
+@dataclass(frozen=True, slots=True)
+class Prefill:
+    """Run whole prompts together."""
+
+    requests: list[Request]
+
+
+@dataclass(frozen=True, slots=True)
+class PrefillChunk:
+    """Run tokens [start, stop) of one long prompt. `last` says that the prompt is then done."""
+
+    request: Request
+    start: int
+    stop: int
+
+    @property
+    def last(self) -> bool:
+        return self.stop == self.request.prompt_length
+
+
+@dataclass(frozen=True, slots=True)
+class Decode:
+    """One token more for every running sequence."""
+
+
+Plan = Prefill | PrefillChunk | Decode
+
+
+class Scheduler:
+    """One model's queue and batch. A running sequence's slot is its index in `running`."""
+
+    def __init__(
+        self,
+        *,
+        max_batch_size: int,
+        prefill_chunk: int,
+        context_length: int,
+        kv_fits: Callable[[KVShape, int], bool],
+    ) -> None:
+        """`kv_fits(shape, extra_tokens)`: whether the KV cache may have that size."""
+        self.waiting: deque[Request] = deque()
+        self.running: list[Sequence] = []
+        self.long: Request | None = None
+        self.long_done = 0
+        self._max_batch_size = max_batch_size
+        self._chunk = prefill_chunk
+        self._context_length = context_length
+        self._kv_fits = kv_fits
+        self._decode_next = False
+        self._chunk_next = False
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self.running or self.waiting or self.long)
+
+    def add(self, request: Request) -> None:
+        self.waiting.append(request)
+
+    def schedule(self) -> Plan | None:
+        """The next step; None if there is nothing to do, or no room to do it yet."""
+        if self._decode_next and self.running:
+            self._decode_next = False
+            return Decode()
+        plan = self._prefill()
+        self._decode_next = plan is not None
+        if plan is None and self.running:
+            return Decode()
+        return plan
+
+    def shape(self, extra: list[Request] | None = None) -> KVShape:
+        """KV cache for what is running or being prefilled, and for `extra` requests."""
+        joining = ([self.long] if self.long else []) + (extra or [])
+        lengths = [sequence.max_length for sequence in self.running]
+        for request in joining:
+            lengths += [request.max_length] * len(request.sequences)
+        return rectangle(
+            lengths, context_length=self._context_length, max_slots=self._max_batch_size
+        )
+
+    def join(self, request: Request) -> list[int]:
+        """The prompt is done: its sequences run from now on; returns their slots."""
+        if request is self.long:
+            self.long = None
+        first = len(self.running)
+        self.running += request.sequences
+        return list(range(first, len(self.running)))
+
+    def leave(self, sequence: Sequence) -> tuple[int, int] | None:
+        """Take a sequence out of the batch.
+
+        Returns (from, to) if the last sequence moved into its slot, which its KV cache must
+        follow.
+        """
+        slot = self.running.index(sequence)
+        last = self.running.pop()
+        if last is sequence:
+            return None
+        self.running[slot] = last
+        return len(self.running), slot
+
+    def drop(self, request: Request) -> None:
+        """Forget a request that is not running yet."""
+        if request is self.long:
+            self.long = None
+        elif request in self.waiting:
+            self.waiting.remove(request)
+
+    def check_integrity(self) -> None:
+        live = [*self.running, *(self.long.sequences if self.long else [])]
+        assert len(live) <= self._max_batch_size, len(live)  # noqa: S101
+        assert len(set(map(id, live))) == len(live), "a sequence has two slots"  # noqa: S101
+        assert all(s.finish_reason is None for s in live), "a finished one runs"  # noqa: S101
+        assert self.long not in self.waiting  # noqa: S101
+
+    # -- inside ---------------------------------------------------------------------------
+
+    def _prefill(self) -> Plan | None:
+        if self.long is None and self.waiting and self._is_long(self.waiting[0]):
+            self._begin_long()
+        if self.long is not None and self._chunk_next:
+            return self._next_chunk()
+        requests = self._take_short()
+        if requests:
+            self._chunk_next = True
+            return Prefill(requests)
+        return self._next_chunk() if self.long is not None else None
+
+    def _is_long(self, request: Request) -> bool:
+        return request.prompt_length > self._chunk
+
+    def _begin_long(self) -> None:
+        if self._fit([self.waiting[0]]):
+            self.long = self.waiting.popleft()
+            self.long_done = 0
+
+    def _next_chunk(self) -> PrefillChunk:
+        assert self.long is not None  # noqa: S101
+        start = self.long_done
+        self.long_done = min(start + self._chunk, self.long.prompt_length)
+        self._chunk_next = False
+        return PrefillChunk(self.long, start, self.long_done)
+
+    def _take_short(self) -> list[Request]:
+        """The next short prompts that fit together into one chunk; they leave the queue.
+
+        They may overtake a long prompt that waits for another long one, but nothing
+        overtakes a request that waits for room.
+        """
+        taken: list[Request] = []
+        longest = 0
+        for request in self.waiting:
+            if self._is_long(request):
+                if self.long is None:
+                    break
+                continue
+            longest = max(longest, request.prompt_length)
+            if (len(taken) + 1) * longest > self._chunk or not self._fit([*taken, request]):
+                break
+            taken.append(request)
+        for request in taken:
+            self.waiting.remove(request)
+        return taken
+
+    def _fit(self, joining: list[Request]) -> bool:
+        slots = len(self.running) + sum(len(request.sequences) for request in joining)
+        if self.long is not None:
+            slots += len(self.long.sequences)
+        if slots > self._max_batch_size:
+            return False
+        longest = max(request.prompt_length for request in joining)
+        return self._kv_fits(self.shape(joining), max(self._chunk, longest))

@@ -1,0 +1,76 @@
+"""Text to tokens, and tokens to bytes.
+
+GPT-2's tokenizer is byte-level BPE: every token stands for fixed bytes, so decoding is
+concatenation. Models of one vocabulary share one `Tokenizer`, found by the file's sha256.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from pathlib import Path
+
+import tokenizers
+
+from gpt2serve.errors import CorruptPackage
+
+
+def _bytes_of_characters() -> dict[str, int]:
+    """The inverse of GPT-2's `bytes_to_unicode` (openai/gpt-2, src/encoder.py).
+
+    Printable bytes stand for themselves, the others for the characters from U+0100 on.
+    """
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in set(printable)]
+    table = {chr(byte): byte for byte in printable}
+    return table | {chr(0x100 + n): byte for n, byte in enumerate(others)}
+
+
+_BYTE_OF = _bytes_of_characters()
+
+
+class Tokenizer:
+    """Thread-safe. Special tokens such as end-of-text are known in prompts and have no bytes."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            self._inner = tokenizers.Tokenizer.from_file(str(path))
+        except Exception as error:  # tokenizers raises bare Exception for any bad file
+            raise CorruptPackage(f"{path} is not a usable tokenizer ({error}).") from error
+        self._inner.no_padding()
+        self._inner.no_truncation()
+        self._special = {
+            token_id: b"" if token.special else token.content.encode()
+            for token_id, token in self._inner.get_added_tokens_decoder().items()
+        }
+        self._bytes: dict[int, bytes] = dict(self._special)
+
+    def encode(self, text: str) -> list[int]:
+        ids: list[int] = self._inner.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def token_bytes(self, token: int) -> bytes:
+        """The bytes that `token` adds to the text. Empty for special tokens."""
+        known = self._bytes.get(token)
+        if known is None:
+            characters = self._inner.id_to_token(token) or ""
+            known = bytes(_BYTE_OF[c] for c in characters if c in _BYTE_OF)
+            self._bytes[token] = known
+        return known
+
+
+class TokenizerCache:
+    """Tokenizers in use, by the sha256 of their file. Forgets those that nobody holds."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._by_hash: weakref.WeakValueDictionary[str, Tokenizer] = weakref.WeakValueDictionary()
+
+    def get(self, path: Path, sha256: str) -> Tokenizer:
+        """Raises `CorruptPackage`. Reading one takes some ten milliseconds."""
+        with self._lock:
+            tokenizer = self._by_hash.get(sha256)
+            if tokenizer is None:
+                tokenizer = Tokenizer(path)
+                self._by_hash[sha256] = tokenizer
+            return tokenizer

@@ -1,0 +1,294 @@
+"""One resident model at work. `step` is the architecture: schedule, run, sample, update."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from gpt2serve.engine.events import Done, FinishReason, Generation, Token, TokenEvent, Usage
+from gpt2serve.engine.kv_buffers import bytes_per_token
+from gpt2serve.engine.kv_cache import NOTHING, KVPool, KVShape, resized
+from gpt2serve.engine.observer import Observer, StepKind
+from gpt2serve.engine.request import Request, Sequence
+from gpt2serve.engine.runner import Batch, Floats, Runner
+from gpt2serve.engine.sampling import BatchSampler
+from gpt2serve.engine.scheduler import Decode, Plan, Prefill, PrefillChunk, Scheduler
+from gpt2serve.engine.stream import Outbox
+from gpt2serve.errors import Gpt2ServeError, StepFailed
+
+
+class Host(Protocol):
+    """What a worker needs from the engine that it works in."""
+
+    pool: KVPool
+    outbox: Outbox
+    observer: Observer
+    clock: Callable[[], float]
+
+    def request_ended(self, request: Request, error: Gpt2ServeError | None) -> None:
+        """Called exactly once for each request that was added to the worker."""
+
+
+@dataclass(slots=True)
+class StepOutput:
+    """Logits [rows, vocabulary] of the sequences that get a token from this step."""
+
+    sequences: list[Sequence]
+    logits: Floats
+    joined: bool
+
+
+class ModelWorker:
+    """Owned by the engine thread."""
+
+    def __init__(
+        self, key: str, runner: Runner, host: Host, *, max_batch_size: int, prefill_chunk: int
+    ) -> None:
+        self.key = key
+        self.runner = runner
+        #: Computing time so far, divided by the number of sequences that shared it.
+        self.virtual_time = 0.0
+        self._host = host
+        self._chunk = prefill_chunk
+        manifest = runner.manifest
+        self._token_bytes = bytes_per_token(manifest.dimensions, manifest.kv.dtype)
+        self._eos = frozenset(manifest.eos_token_ids)
+        self.scheduler = Scheduler(
+            max_batch_size=max_batch_size,
+            prefill_chunk=prefill_chunk,
+            context_length=manifest.dimensions.context_length,
+            kv_fits=lambda shape, extra: host.pool.fits(key, self._kv_bytes(shape, extra)),
+        )
+        self._batch: Batch | None = None
+        self._long_prompt: Batch | None = None
+        self._sampler: BatchSampler | None = None
+
+    @property
+    def has_work(self) -> bool:
+        return self.scheduler.has_work
+
+    def add(self, request: Request) -> None:
+        self.scheduler.add(request)
+
+    def step(self) -> bool:
+        """One step; False if there is no room for one yet. Its failure ends its requests only."""
+        plan = self.scheduler.schedule()
+        if plan is None:
+            return False
+        started = self._host.clock()
+        concerned = self._concerned(plan)
+        rows = sum(len(request.unfinished) for request in concerned)
+        try:
+            output = self._run(plan, started)
+            if output is not None:
+                self._update(output)
+        except Exception as error:
+            failure = StepFailed(f"The model failed while generating: {error}")
+            failure.__cause__ = error
+            self._drop([r for r in concerned if r.unfinished], failure)
+        self._give_back_memory()
+        seconds = self._host.clock() - started
+        self.virtual_time += seconds / rows
+        kind: StepKind = "decode" if isinstance(plan, Decode) else "prefill"
+        self._host.observer.on_step(kind, rows, seconds)
+        return True
+
+    def cancel(self, request: Request, error: Gpt2ServeError) -> None:
+        """Take a request out, whatever it is doing."""
+        self._drop([request], error)
+        self._give_back_memory()
+
+    def requests(self) -> list[Request]:
+        """All that have not ended."""
+        scheduler = self.scheduler
+        running = dict.fromkeys(sequence.request for sequence in scheduler.running)
+        return [*running, *([scheduler.long] if scheduler.long else []), *scheduler.waiting]
+
+    # -- run ------------------------------------------------------------------------------
+
+    def _concerned(self, plan: Plan) -> list[Request]:
+        match plan:
+            case Decode():
+                return list(dict.fromkeys(s.request for s in self.scheduler.running))
+            case Prefill(requests):
+                return requests
+            case PrefillChunk(request):
+                return [request]
+
+    def _run(self, plan: Plan, now: float) -> StepOutput | None:
+        match plan:
+            case Decode():
+                return self._decode()
+            case Prefill(requests):
+                return self._prefill(requests, now)
+            case PrefillChunk():
+                return self._prefill_chunk(plan, now)
+
+    def _decode(self) -> StepOutput:
+        assert self._batch is not None  # noqa: S101
+        running = self.scheduler.running
+        tokens = [sequence.row.history[-1] for sequence in running]
+        lengths = np.array([sequence.length for sequence in running], dtype=np.int32)
+        logits = self.runner.decode(self._batch, tokens, lengths)
+        return StepOutput(list(running), logits, joined=False)
+
+    def _prefill(self, requests: list[Request], now: float) -> StepOutput:
+        for request in requests:
+            request.times.prefill_started = now
+        longest = max(request.prompt_length for request in requests)
+        prompts = self.runner.new_batch(KVShape(len(requests), longest))
+        logits = self.runner.prefill(prompts, [request.prompt_ids for request in requests], 0)
+        return self._join(requests, prompts, logits)
+
+    def _prefill_chunk(self, chunk: PrefillChunk, now: float) -> StepOutput | None:
+        request = chunk.request
+        if chunk.start == 0:
+            request.times.prefill_started = now
+            # Room for all of it is taken now, so that none is missing at the last chunk.
+            self._resize(self.scheduler.shape(), live=len(self.scheduler.running))
+            self._long_prompt = self.runner.new_batch(KVShape(1, request.prompt_length))
+        assert self._long_prompt is not None  # noqa: S101
+        tokens = request.prompt_ids[chunk.start : chunk.stop]
+        logits = self.runner.prefill(self._long_prompt, [tokens], chunk.start)
+        if not chunk.last:
+            return None
+        prompt, self._long_prompt = self._long_prompt, None
+        return self._join([request], prompt, logits)
+
+    def _join(self, requests: list[Request], prompts: Batch, logits: Floats) -> StepOutput:
+        """Copy the KV rows of each prompt to a slot for each of its request's sequences."""
+        live = len(self.scheduler.running)
+        slots = [self.scheduler.join(request) for request in requests]
+        self._sampler = None
+        self._resize(self.scheduler.shape(), live=live)
+        assert self._batch is not None  # noqa: S101
+        for row, request in enumerate(requests):
+            self._batch.kv.copy(prompts.kv, row, slots[row], request.prompt_length)
+        sequences = [sequence for request in requests for sequence in request.sequences]
+        copies = [len(request.sequences) for request in requests]
+        return StepOutput(sequences, np.repeat(logits, copies, axis=0), joined=True)
+
+    # -- sample and update ----------------------------------------------------------------
+
+    def _update(self, output: StepOutput) -> None:
+        if output.joined:
+            sampler = BatchSampler([sequence.row for sequence in output.sequences])
+        else:
+            if self._sampler is None:
+                self._sampler = BatchSampler([s.row for s in self.scheduler.running])
+            sampler = self._sampler
+        tokens, logprobs = sampler.sample(output.logits)
+        chances = np.zeros(len(tokens)) if logprobs is None else logprobs
+        now = self._host.clock()
+        for sequence, token, logprob in zip(
+            output.sequences, tokens.tolist(), chances.tolist(), strict=True
+        ):
+            if sequence.request.times.first_token is None:
+                sequence.request.times.first_token = now
+            self._advance(sequence, token, logprob)
+
+    def _advance(self, sequence: Sequence, token: int, logprob: float) -> None:
+        """Append a token; tell the owner; take the sequence out if it has ended."""
+        request = sequence.request
+        sequence.row.history.append(token)
+        request.completion_tokens += 1
+        piecewise = request.wants_tokens or request.params.details or request.params.stop
+        piece = sequence.text.push([token]) if piecewise else ""
+        reason = self._finish_reason(sequence, token)
+        if reason is not None:
+            if not piecewise:
+                sequence.text.push(sequence.row.history[sequence.row.prompt_length :])
+            piece += sequence.text.finish()
+        if request.wants_tokens or request.params.details:
+            made = Token(token, piece, logprob)
+            if request.wants_tokens:
+                self._host.outbox.add(request.stream, TokenEvent(sequence.index, made))
+            if request.params.details:
+                sequence.details.append(made)
+        if reason is not None:
+            self._finish(sequence, reason)
+
+    def _finish_reason(self, sequence: Sequence, token: int) -> FinishReason | None:
+        if token in self._eos:
+            return "eos"
+        if sequence.text.stopped:
+            return "stop"
+        return "length" if sequence.tokens >= sequence.request.params.max_tokens else None
+
+    def _finish(self, sequence: Sequence, reason: FinishReason) -> None:
+        request = sequence.request
+        sequence.finish_reason = reason
+        self._leave(sequence)
+        params = request.params
+        generation = Generation(
+            index=sequence.index,
+            text=(request.prompt if params.return_full_text else "") + sequence.text.text,
+            finish_reason=reason,
+            tokens=sequence.tokens,
+            seed=sequence.row.seed,
+            details=tuple(sequence.details) if params.details else None,
+        )
+        self._host.outbox.add(request.stream, generation)
+        if not request.unfinished:
+            usage = Usage(
+                prompt_tokens=request.prompt_length, completion_tokens=request.completion_tokens
+            )
+            timing = request.times.timing(self._host.clock())
+            self._host.outbox.add(request.stream, Done(usage=usage, timing=timing))
+            self._host.request_ended(request, None)
+
+    def _leave(self, sequence: Sequence) -> None:
+        move = self.scheduler.leave(sequence)
+        self._sampler = None
+        if move is not None and self._batch is not None:
+            moved = self.scheduler.running[move[1]]
+            self._batch.kv.copy(self._batch.kv, move[0], [move[1]], moved.length - 1)
+
+    def _drop(self, requests: Iterable[Request], error: Gpt2ServeError) -> None:
+        for request in requests:
+            if request is self.scheduler.long:
+                self._long_prompt = None
+            self.scheduler.drop(request)
+            for sequence in [s for s in self.scheduler.running if s.request is request]:
+                self._leave(sequence)
+            self._host.outbox.fail(request.stream, error)
+            self._host.request_ended(request, error)
+
+    # -- memory ---------------------------------------------------------------------------
+
+    def _kv_bytes(self, shape: KVShape, prompt_tokens: int) -> int:
+        """The batch's rectangle, and the tokens of prompts that are being prefilled."""
+        return self._token_bytes * (shape.slots * shape.length + prompt_tokens)
+
+    def _prompt_tokens(self) -> int:
+        long = self.scheduler.long
+        return max(self._chunk, long.prompt_length if long else 0)
+
+    def _resize(self, needed: KVShape, *, live: int) -> None:
+        """Let the batch have room for `needed`; the first `live` slots keep what they hold."""
+        current = self._batch.shape if self._batch is not None else NOTHING
+        target = resized(current, needed)
+        extra = self._prompt_tokens()
+        if not self._host.pool.hold(self.key, self._kv_bytes(target, extra)):
+            target = needed  # keeping spare room is a courtesy, others may need it
+            if not self._host.pool.hold(self.key, self._kv_bytes(target, extra)):
+                raise MemoryError("the KV cache is full")
+        if target == current:
+            return
+        before, self._batch = self._batch, self.runner.new_batch(target)
+        if before is not None:
+            for slot in range(live):
+                # The newest token is not in the cache yet.
+                tokens = self.scheduler.running[slot].length - 1
+                self._batch.kv.copy(before.kv, slot, [slot], tokens)
+
+    def _give_back_memory(self) -> None:
+        needed = self.scheduler.shape()
+        if needed == NOTHING:
+            self._batch = None
+            self._host.pool.hold(self.key, 0)
+        elif self._batch is not None and resized(self._batch.shape, needed) != self._batch.shape:
+            self._resize(needed, live=len(self.scheduler.running))

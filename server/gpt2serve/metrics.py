@@ -1,0 +1,143 @@
+"""Prometheus metrics of one app: its own registry, so that many apps fit in a process.
+
+Counters and histograms are fed as things happen: HTTP requests by the API, everything else by
+the engine, whose observer a `Metrics` is. Gauges are read from the engine's snapshot at scrape
+time. No label takes a value that a client can choose.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
+from prometheus_client.registry import Collector
+
+from gpt2serve.engine.observer import EngineStats, RequestSummary, StepKind
+
+CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
+
+_PREFIX = "gpt2serve_"
+_LONG = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+_SHORT = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+_PER_TOKEN = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.25, 1)
+_BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)
+
+#: Field of `EngineStats`: name and description of the gauge.
+_GAUGES = {
+    "requests_running": ("requests_running", "Requests that generate now."),
+    "requests_waiting": ("requests_waiting", "Requests without a place in a batch yet."),
+    "sequences_running": ("sequences_running", "Sequences that are decoded now."),
+    "kv_cache_used_bytes": ("kv_cache_used_bytes", "Memory taken by keys and values."),
+    "kv_cache_limit_bytes": ("kv_cache_limit_bytes", "Memory that keys and values may take."),
+    "model_cache_used_bytes": ("model_cache_used_bytes", "Memory taken by loaded models."),
+    "model_cache_limit_bytes": ("model_cache_limit_bytes", "Memory that models may take."),
+    "models_resident": ("models_resident", "Models in memory."),
+    "oldest_load_wait": ("oldest_load_wait_seconds", "Age of the oldest unfinished load."),
+}
+
+
+class Metrics:
+    """All metrics of one app, and the observer of its engine. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._registry = CollectorRegistry()
+        self._watched = False
+        count, time = self._counter, self._histogram
+        self._http = count(
+            "http_requests", "HTTP requests by route, status and code.", ("route", "status", "code")
+        )
+        self._http_seconds = time(
+            "http_request_duration_seconds", "From head to last byte.", _LONG, ("route",)
+        )
+        # A label in place of one counter each for success and failure: ratios stay one query.
+        self._requests = count("requests", "Generation requests that ended.", ("code",))
+        self._request_seconds = time("request_duration_seconds", "From submit to end.", _LONG)
+        self._queue = time("queue_seconds", "Waiting for a place in the batch.", _SHORT)
+        self._load_wait = time("load_wait_seconds", "A request's wait for its model.", _SHORT)
+        self._first = time("time_to_first_token_seconds", "From submit to first token.", _SHORT)
+        self._token = time("time_per_output_token_seconds", "Between two tokens.", _PER_TOKEN)
+        self._prompt_tokens = count("prompt_tokens", "Tokens of prompts.")
+        self._output_tokens = count("generation_tokens", "Tokens generated.")
+        self._generations = count("generations", "Sequences that ended.", ("finish_reason",))
+        self._batch = time("batch_size", "Rows of an engine step.", _BATCHES, ("kind",))
+        self._step = time("step_seconds", "Time of an engine step.", _SHORT, ("kind",))
+        self._hits = count("model_cache_hits", "Requests whose model was in memory.")
+        self._misses = count("model_cache_misses", "Requests whose model was not in memory.")
+        self._loads = count("model_loads", "Loads of models.", ("outcome",))
+        self._load_seconds = time("model_load_seconds", "Time of a load that succeeded.", _LONG)
+        self._evictions = count("model_evictions", "Models put out of memory.", ("reason",))
+
+    def watch(self, stats: Callable[[], EngineStats]) -> None:
+        """Show the engine's snapshot as gauges. One engine per `Metrics`."""
+        if not self._watched:
+            self._registry.register(_Gauges(stats))
+            self._watched = True
+
+    def render(self) -> bytes:
+        """The text that Prometheus scrapes."""
+        return generate_latest(self._registry)
+
+    # -- fed by the API -------------------------------------------------------------------
+
+    def on_http_request(self, *, route: str, status: int, code: str, seconds: float) -> None:
+        self._http.labels(route, str(status), code).inc()
+        self._http_seconds.labels(route).observe(seconds)
+
+    # -- the engine's observer ------------------------------------------------------------
+
+    def on_request_finished(self, summary: RequestSummary) -> None:
+        timing, usage = summary.timing, summary.usage
+        self._requests.labels(summary.error or "ok").inc()
+        self._prompt_tokens.inc(usage.prompt_tokens)
+        self._output_tokens.inc(usage.completion_tokens)
+        for reason in summary.finish_reasons:
+            self._generations.labels(reason).inc()
+        if summary.error is not None:
+            return  # the times of what failed half-way would flatter or spoil the histograms
+        first_ms = timing.queue_ms + timing.load_ms + timing.prefill_ms
+        self._queue.observe(timing.queue_ms / 1e3)
+        self._load_wait.observe(timing.load_ms / 1e3)
+        self._first.observe(first_ms / 1e3)
+        self._request_seconds.observe((first_ms + timing.decode_ms) / 1e3)
+        # Prefill makes each sequence's first token, decode the others.
+        decoded = usage.completion_tokens / max(1, len(summary.finish_reasons)) - 1
+        if decoded > 0:
+            self._token.observe(timing.decode_ms / 1e3 / decoded)
+
+    def on_step(self, kind: StepKind, rows: int, seconds: float) -> None:
+        self._batch.labels(kind).observe(rows)
+        self._step.labels(kind).observe(seconds)
+
+    def on_model_wanted(self, *, hit: bool) -> None:
+        (self._hits if hit else self._misses).inc()
+
+    def on_load(self, seconds: float, *, ok: bool) -> None:
+        self._loads.labels("ok" if ok else "failed").inc()
+        if ok:
+            self._load_seconds.observe(seconds)
+
+    def on_evict(self, reason: str) -> None:
+        self._evictions.labels(reason).inc()
+
+    # -- inside ---------------------------------------------------------------------------
+
+    def _counter(self, name: str, text: str, labels: tuple[str, ...] = ()) -> Counter:
+        return Counter(_PREFIX + name, text, labels, registry=self._registry)
+
+    def _histogram(
+        self, name: str, text: str, buckets: tuple[float, ...], labels: tuple[str, ...] = ()
+    ) -> Histogram:
+        return Histogram(_PREFIX + name, text, labels, registry=self._registry, buckets=buckets)
+
+
+class _Gauges(Collector):
+    def __init__(self, stats: Callable[[], EngineStats]) -> None:
+        self._stats = stats
+
+    def collect(self) -> Iterator[Metric]:
+        snapshot: Any = self._stats()
+        for field, (name, text) in _GAUGES.items():
+            yield GaugeMetricFamily(_PREFIX + name, text, value=getattr(snapshot, field))

@@ -1,0 +1,236 @@
+"""Settings: frozen, read once, handed down. The only module that reads the environment.
+
+Each field of `EngineSettings` and `ServerSettings` is a command-line option of `gpt2serve`
+(`max_queue` is `--max-queue`) and an environment variable (`GPT2SERVE_MAX_QUEUE`). The
+command line wins over the environment, the environment over the default.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+import msgspec
+
+from gpt2serve.errors import SettingsError
+from gpt2serve.package import Precision
+
+ENVIRONMENT_PREFIX = "GPT2SERVE_"
+
+_UNITS = {"": 1, "B": 1}
+_UNITS |= {f"{prefix}iB": 1024**power for power, prefix in enumerate("KMGT", start=1)}
+_UNITS |= {f"{prefix}B": 1000**power for power, prefix in enumerate("kMGT", start=1)}
+_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z%]*)\s*")
+
+
+class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """What the engine needs to know. Sizes are in bytes, times in seconds."""
+
+    store: Path
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    #: None takes the first precision that a package has: int8, fp32 (CPU); fp16 (CUDA).
+    precision: Precision | None = None
+    #: Memory for weights. A model that is larger is refused.
+    model_cache_bytes: int
+    #: Memory for the keys and values of running requests, of all models together.
+    kv_cache_bytes: int
+    #: Sequences that one model decodes together; also the most one request can ask for.
+    max_batch_size: int = 32
+    #: Requests accepted and not finished, beyond which new ones get 429.
+    max_queue: int = 256
+    #: Load at start; the server is ready when they are there.
+    preload: tuple[str, ...] = ()
+    #: Load at start and never evict.
+    pin: tuple[str, ...] = ()
+    #: Threads that onnxruntime computes with, shared by all models. 0: one per core.
+    threads: int = 0
+    #: Tokens of a long prompt that are prefilled between two decode steps.
+    prefill_chunk: int = 128
+    #: A request for a model that is not resident waits at most this long for hotter models
+    #: to make room; then they wait.
+    model_max_wait: float = 2.0
+    #: After a failed load, requests for the model fail at once for this long; doubled each
+    #: time, up to `load_retry_max`.
+    load_retry_min: float = 1.0
+    load_retry_max: float = 60.0
+
+
+class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """What the HTTP side needs to know."""
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    log_format: Literal["auto", "json", "console"] = "auto"
+    max_body_bytes: int = 1024 * 1024
+    #: After SIGTERM, running requests have this long to end.
+    drain_seconds: float = 45.0
+
+
+def parse_size(text: str, *, total_memory: int | None = None) -> int:
+    """Bytes of '512MiB', '8GiB', '2GB', '1048576' or of a share of memory, '50%'.
+
+    Raises `SettingsError`.
+    """
+    match = _SIZE.fullmatch(text)
+    if match:
+        number, unit = float(match[1]), match[2]
+        if unit == "%":
+            if 0 < number <= 100:
+                return int((total_memory or memory_limit()) * number / 100)
+        elif unit in _UNITS and number * _UNITS[unit] >= 1:
+            return int(number * _UNITS[unit])
+    raise SettingsError(f"{text!r} is not a size: write 512MiB, 8GiB, or a share such as 50%.")
+
+
+def memory_limit() -> int:
+    """Memory that this process may use: the container's limit, else the machine's, in bytes."""
+    machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    limits = [machine]
+    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        try:
+            limits.append(int(Path(path).read_text()))
+        except (OSError, ValueError):
+            continue
+    return min(limits)
+
+
+def environment(source: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The `GPT2SERVE_<NAME>` variables, as `{name in lower case: text}`."""
+    source = os.environ if source is None else source
+    return {
+        name.removeprefix(ENVIRONMENT_PREFIX).lower(): value
+        for name, value in source.items()
+        # Kubernetes sets GPT2SERVE_PORT=tcp://... for a service that is called gpt2serve.
+        if name.startswith(ENVIRONMENT_PREFIX) and not value.startswith("tcp://")
+    }
+
+
+def cpu_count() -> int:
+    """Cores that this process may run on."""
+    return len(os.sched_getaffinity(0))
+
+
+DEFAULT_MODEL_CACHE = "50%"
+DEFAULT_KV_CACHE = "20%"
+
+
+def engine_settings(
+    store: str | Path,
+    *,
+    model_cache_bytes: int | str = DEFAULT_MODEL_CACHE,
+    kv_cache_bytes: int | str = DEFAULT_KV_CACHE,
+    **options: object,
+) -> EngineSettings:
+    """`EngineSettings` from what people write: sizes as text, lists for tuples.
+
+    Raises `SettingsError` for a name or a value that does not exist.
+    """
+    values = {
+        "store": Path(store),
+        "model_cache_bytes": _bytes(model_cache_bytes),
+        "kv_cache_bytes": _bytes(kv_cache_bytes),
+        **options,
+    }
+    unknown = values.keys() - set(EngineSettings.__struct_fields__)
+    if unknown:
+        raise SettingsError(f"There is no setting {', '.join(sorted(unknown))}.")
+    try:
+        settings = msgspec.convert(
+            values, EngineSettings, strict=False, dec_hook=lambda kind, value: kind(value)
+        )
+    except msgspec.ValidationError as error:
+        raise SettingsError(str(error)) from error
+    for field, low in (
+        ("max_batch_size", 1),
+        ("max_queue", 1),
+        ("threads", 0),
+        ("prefill_chunk", 1),
+        ("model_cache_bytes", 1),
+        ("kv_cache_bytes", 1),
+    ):
+        if getattr(settings, field) < low:
+            raise SettingsError(f"{field} must be at least {low}.")
+    return settings
+
+
+def server_settings(
+    *, max_body_bytes: int | str | None = None, **options: object
+) -> ServerSettings:
+    """`ServerSettings` from what people write. Raises `SettingsError`."""
+    if max_body_bytes is not None:
+        options["max_body_bytes"] = _bytes(max_body_bytes)
+    unknown = options.keys() - set(ServerSettings.__struct_fields__)
+    if unknown:
+        raise SettingsError(f"There is no setting {', '.join(sorted(unknown))}.")
+    try:
+        settings = msgspec.convert(options, ServerSettings, strict=False)
+    except msgspec.ValidationError as error:
+        raise SettingsError(str(error)) from error
+    if not 0 <= settings.port <= 65535:
+        raise SettingsError("port must be between 0 and 65535.")
+    if not 0 <= settings.drain_seconds < math.inf:
+        raise SettingsError("drain_seconds must be at least 0.")
+    return settings
+
+
+def settings_from_texts(
+    texts: Mapping[str, str | Sequence[str]], origins: Mapping[str, str]
+) -> tuple[EngineSettings, ServerSettings]:
+    """Both settings from options as text, by field; lists may be written with commas.
+
+    `origins` names the option or variable that a text came from, for the error message.
+    Raises `SettingsError`.
+    """
+    engine: dict[str, Any] = {}
+    server: dict[str, Any] = {}
+    for kind, values in ((EngineSettings, engine), (ServerSettings, server)):
+        for field in msgspec.structs.fields(kind):
+            if field.name in texts:
+                try:
+                    values[field.name] = _from_text(field.name, field.type, texts[field.name])
+                except SettingsError as error:
+                    raise SettingsError(f"{origins[field.name]}: {error}") from error
+    if not texts.get("store"):
+        raise SettingsError("No store: give --store DIR, or set GPT2SERVE_STORE.")
+    return engine_settings(**engine), server_settings(**server)
+
+
+def settings_from_environment(
+    source: Mapping[str, str] | None = None,
+) -> tuple[EngineSettings, ServerSettings]:
+    """Both settings from `GPT2SERVE_<NAME>` variables. Raises `SettingsError`."""
+    texts = environment(source)
+    return settings_from_texts(
+        texts, {name: f"{ENVIRONMENT_PREFIX}{name.upper()}" for name in texts}
+    )
+
+
+def _from_text(name: str, kind: Any, text: str | Sequence[str]) -> Any:
+    if not isinstance(text, str):
+        text = ",".join(text)
+    if name.endswith("_bytes"):
+        return parse_size(text)
+    if get_origin(kind) is tuple:
+        return tuple(part.strip() for part in text.split(",") if part.strip())
+    try:
+        return msgspec.convert(text, kind, strict=False, dec_hook=lambda type_, value: type_(value))
+    except msgspec.ValidationError as error:
+        wanted = _WANTED.get(kind) or "one of " + ", ".join(choices(kind))
+        raise SettingsError(f"{text!r} is not {wanted}.") from error
+
+
+_WANTED = {int: "a whole number", float: "a number"}
+
+
+def choices(kind: Any) -> tuple[str, ...]:
+    """The texts that a field of this type can have: ("cpu", "cuda") of a Literal, else ()."""
+    parts = [get_args(part) or (part,) for part in get_args(kind)]
+    return tuple(text for part in parts for text in part if isinstance(text, str))
+
+
+def _bytes(size: int | str) -> int:
+    return parse_size(size) if isinstance(size, str) else size
