@@ -6,7 +6,7 @@ import argparse
 import asyncio
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 import msgspec
 
@@ -108,7 +108,8 @@ async def _serve(engine: EngineSettings, server: ServerSettings) -> int:
             service = service_of(app)
             await service.start()
         except Gpt2ServeError as error:
-            return _fail(str(error), EXIT_FAILED)
+            wrong_option = isinstance(error, SettingsError)
+            return _fail(str(error), EXIT_USAGE if wrong_option else EXIT_FAILED)
         await serve(app, service, listener)
     return 0
 
@@ -130,7 +131,7 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--version", action=_ShowVersion, nargs=0, help="show the version and exit")
+    parser.add_argument("--version", action="version", version=f"gpt2serve {version()}")
     groups: tuple[tuple[type[msgspec.Struct], str], ...] = (
         (EngineSettings, "models and memory"),
         (ServerSettings, "HTTP"),
@@ -161,11 +162,6 @@ def _help(text: str, field: msgspec.structs.FieldInfo) -> str:
 
 def _flag(name: str) -> str:
     return "--" + name.replace("_", "-")
-
-
-class _ShowVersion(argparse.Action):
-    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
-        parser.exit(message=f"gpt2serve {version()}\n")
 
 
 def _fail(message: str, status: int) -> int:

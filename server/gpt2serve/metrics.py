@@ -43,7 +43,7 @@ class Metrics:
     """All metrics of one app, and the observer of its engine. Thread-safe."""
 
     def __init__(self) -> None:
-        self._registry = CollectorRegistry()
+        self._registry = _Registry()
         self._watched = False
         count, time = self._counter, self._histogram
         self._http = count(
@@ -131,6 +131,15 @@ class Metrics:
         self, name: str, text: str, buckets: tuple[float, ...], labels: tuple[str, ...] = ()
     ) -> Histogram:
         return Histogram(_PREFIX + name, text, labels, registry=self._registry, buckets=buckets)
+
+
+class _Registry(CollectorRegistry):
+    """Without the `_created` series, which double the page; the library's own switch is global."""
+
+    def collect(self) -> Iterator[Metric]:
+        for metric in super().collect():
+            metric.samples = [s for s in metric.samples if not s.name.endswith("_created")]
+            yield metric
 
 
 class _Gauges(Collector):

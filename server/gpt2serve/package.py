@@ -194,7 +194,10 @@ def read_manifest(package: Path) -> Manifest:
         manifest = msgspec.json.decode(raw, type=Manifest)
     except msgspec.MsgspecError as error:
         raise CorruptPackage(f"{package}: {MANIFEST_FILE} is not valid ({error}).") from error
-    check_model_id(manifest.id)
+    try:
+        check_model_id(manifest.id)
+    except InvalidModelId as error:
+        raise CorruptPackage(f"{package}: {MANIFEST_FILE}: {error}") from error
     for problem in _size_problems(package, manifest):
         raise CorruptPackage(f"{package}: {problem}")
     return manifest

@@ -13,6 +13,7 @@ from typing import Any
 
 from gpt2serve.engine.events import Done
 
+REQUEST_ID_HEADER = "X-Request-Id"
 CLIENT_DISCONNECTED = "client_disconnected"
 _SCOPE_KEY = "gpt2serve_exchange"
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")

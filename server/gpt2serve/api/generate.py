@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import msgspec
 from litestar import Request, Response, post
 from litestar.background_tasks import BackgroundTask
+from litestar.di import NamedDependency
 from litestar.openapi.datastructures import ResponseSpec
+from litestar.params import JSONBody
 from litestar.response import Stream
 
 from gpt2serve.api.bodies import strict_body
@@ -62,7 +64,10 @@ _PROBLEMS = {
     },
 )
 async def generate(
-    request: Request[Any, Any, Any], data: GenerateRequest, service: Service, exchange: Exchange
+    request: Request[Any, Any, Any],
+    data: JSONBody[GenerateRequest],
+    service: NamedDependency[Service],
+    exchange: NamedDependency[Exchange],
 ) -> Response[Any]:
     exchange.model = check_model_id(data.model)
     exchange.stream = data.stream

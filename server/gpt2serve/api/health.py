@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from litestar import Response, get
+from litestar.di import NamedDependency
 from litestar.openapi.datastructures import ResponseSpec
 
 from gpt2serve.api.problems import NotReady, Problem
@@ -39,7 +40,7 @@ async def healthz() -> dict[str, str]:
         503: ResponseSpec(Problem, description="Not now; try again", generate_examples=False)
     },
 )
-async def readyz(service: Service) -> dict[str, str]:
+async def readyz(service: NamedDependency[Service]) -> dict[str, str]:
     """Asks through the engine thread: a server whose thread is stuck must not look healthy."""
     if service.draining:
         raise EngineClosed
@@ -49,7 +50,7 @@ async def readyz(service: Service) -> dict[str, str]:
 
 
 @get("/metrics", summary="Metrics in Prometheus' text format", media_type="text/plain")
-async def metrics(service: Service) -> Response[bytes]:
+async def metrics(service: NamedDependency[Service]) -> Response[bytes]:
     return Response(
         service.metrics.render(), media_type=CONTENT_TYPE, headers={"Cache-Control": "no-store"}
     )

@@ -7,10 +7,8 @@ from litestar.enums import ScopeType
 from litestar.middleware import ASGIMiddleware
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
-from gpt2serve.api.exchange import Exchange, open_exchange
+from gpt2serve.api.exchange import REQUEST_ID_HEADER, Exchange, open_exchange
 from gpt2serve.api.service import Service
-
-REQUEST_ID_HEADER = "X-Request-Id"
 
 
 class ExchangeMiddleware(ASGIMiddleware):

@@ -7,8 +7,9 @@ from typing import Annotated, Any
 
 import msgspec
 from litestar import get
+from litestar.di import NamedDependency
 from litestar.openapi.datastructures import ResponseSpec
-from litestar.params import Parameter
+from litestar.params import FromPath, QueryParameter
 from msgspec import UNSET, UnsetType
 
 from gpt2serve.api.problems import Problem
@@ -69,9 +70,9 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
 
 @get("/models", summary="List the models in the store")
 async def list_models(
-    service: Service,
-    limit: Annotated[int, Parameter(ge=1, le=MAX_PAGE, description="Models per page.")] = 100,
-    after: Annotated[str, Parameter(description="Begin behind this id.")] = "",
+    service: NamedDependency[Service],
+    limit: Annotated[int, QueryParameter(ge=1, le=MAX_PAGE, description="Models per page.")] = 100,
+    after: Annotated[str, QueryParameter(description="Begin behind this id.")] = "",
 ) -> ModelPage:
     # One more than asked for tells whether there is a next page.
     found = await asyncio.to_thread(service.engine.list_models, after=after, limit=limit + 1)
@@ -88,6 +89,8 @@ async def list_models(
     summary="Describe a model",
     responses={404: ResponseSpec(Problem, description="Unknown model", generate_examples=False)},
 )
-async def describe_model(service: Service, name: str, owner: str = "") -> ModelInfo:
+async def describe_model(
+    service: NamedDependency[Service], name: FromPath[str], owner: FromPath[str] = ""
+) -> ModelInfo:
     model = check_model_id(f"{owner}/{name}" if owner else name)
     return ModelInfo.of(await asyncio.to_thread(service.engine.describe, model))

@@ -20,7 +20,12 @@ from litestar.exceptions import (
 from msgspec import UNSET, Meta, UnsetType
 
 from gpt2serve import errors
-from gpt2serve.api.exchange import CLIENT_DISCONNECTED, exchange_of
+from gpt2serve.api.exchange import (
+    CLIENT_DISCONNECTED,
+    REQUEST_ID_HEADER,
+    exchange_of,
+    open_exchange,
+)
 
 PROBLEM_JSON = "application/problem+json"
 CLIENT_CLOSED_REQUEST = 499
@@ -147,9 +152,12 @@ def problem_response(request: Request[Any, Any, Any], error: Exception) -> Respo
     """Litestar's exception handler, for every exception."""
     problem = problem_of(error)
     exchange = exchange_of(request.scope)
+    headers = retry_headers(error)
     if exchange is not None:
         exchange.failed(problem.code, error if problem.status >= 500 else None)
-    headers = retry_headers(error)
+    else:  # no route matched, so no middleware ran
+        given = request.headers.get(REQUEST_ID_HEADER)
+        headers[REQUEST_ID_HEADER] = open_exchange(request.scope, given).request_id
     if isinstance(error, HTTPException):
         headers.update(error.headers or {})
     return Response(

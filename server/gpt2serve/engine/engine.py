@@ -22,7 +22,7 @@ from gpt2serve.engine.observer import EngineStats, NoObserver, Observer
 from gpt2serve.engine.params import ResolvedParams, SamplingParams, resolve
 from gpt2serve.engine.request import Request, Times
 from gpt2serve.engine.runner import cuda_is_available
-from gpt2serve.engine.store import ModelStore, Package
+from gpt2serve.engine.store import ModelStore, Package, sort_key
 from gpt2serve.engine.stream import BlockingStream, Stream, TokenStream
 from gpt2serve.engine.tokenizer import Tokenizer, TokenizerCache
 from gpt2serve.errors import (
@@ -290,7 +290,7 @@ class Engine:
         """Up to `limit` models, in order of id, that come after the id `after`."""
         found: list[ModelStatus] = []
         for model in self._store.models():
-            if model > after:
+            if not after or sort_key(model) > sort_key(after):
                 found.append(self._status(model))
             if len(found) == limit:
                 break

@@ -13,6 +13,10 @@ from gpt2serve.package import GenerationDefaults
 MAX_SEED = 2**63 - 1
 MAX_STOP_STRINGS = 16
 MAX_STOP_LENGTH = 256
+#: Values beyond these change no text any more, but would take scores out of the numbers that
+#: a float can hold, and a step that fails ends every request in its batch.
+LEAST_TEMPERATURE = 1e-10
+MOST_PENALTY = 1e30
 
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
@@ -102,15 +106,17 @@ def resolve(
         max_tokens=max_tokens,
         min_tokens=_min_tokens(params, defaults, prompt_tokens, prefix_tokens, max_tokens),
         do_sample=do_sample,
-        temperature=pick.number("temperature", above=0.0),
+        temperature=max(pick.number("temperature", above=0.0), LEAST_TEMPERATURE),
         top_k=pick.integer("top_k", 0),
         top_p=pick.number("top_p", above=0.0, up_to=1.0),
-        repetition_penalty=pick.number("repetition_penalty", above=0.0),
+        repetition_penalty=min(
+            max(pick.number("repetition_penalty", above=0.0), 1 / MOST_PENALTY), MOST_PENALTY
+        ),
         no_repeat_ngram_size=pick.integer("no_repeat_ngram_size", 0),
         stop=_stop(params.stop),
         seed=_seed(params.seed),
-        return_full_text=params.return_full_text,
-        details=params.details,
+        return_full_text=_check_boolean("return_full_text", params.return_full_text),
+        details=_check_boolean("details", params.details),
     )
 
 
@@ -129,10 +135,7 @@ class _Picker:
         return check_integer(field, self._value(field), low, high)
 
     def boolean(self, field: str) -> bool:
-        value = self._value(field)
-        if not isinstance(value, bool):
-            raise InvalidRequest(field, f"must be true or false, not {value!r}")
-        return value
+        return _check_boolean(field, self._value(field))
 
     def number(self, field: str, *, above: float, up_to: float = math.inf) -> float:
         value = self._value(field)
@@ -142,6 +145,12 @@ class _Picker:
             bounds = f"above {above:g}" + (f" and at most {up_to:g}" if up_to < math.inf else "")
             raise InvalidRequest(field, f"must be {bounds}, not {value}")
         return float(value)
+
+
+def _check_boolean(field: str, value: object) -> bool:
+    if not isinstance(value, bool):
+        raise InvalidRequest(field, f"must be true or false, not {value!r}")
+    return value
 
 
 def check_integer(field: str, value: object, low: int, high: int | None = None) -> int:
@@ -210,16 +219,16 @@ def _min_tokens(
     prefix_tokens: int,
     max_tokens: int,
 ) -> int:
-    """transformers applies min_length and min_new_tokens both; the larger bound holds."""
+    """As in transformers, min_new_tokens wins over min_length."""
     new = params.min_new_tokens
     total = params.min_length
     if new is None and total is None:
         new, total = defaults.min_new_tokens, defaults.min_length
-    wanted = max(
-        check_integer("min_new_tokens", new or 0, 0),
-        check_integer("min_length", total or 0, 0) + prefix_tokens - prompt_tokens,
-        0,
-    )
+    total = check_integer("min_length", 0 if total is None else total, 0)
+    if new is not None:
+        wanted = check_integer("min_new_tokens", new, 0)
+    else:
+        wanted = max(total + prefix_tokens - prompt_tokens, 0)
     if params.min_new_tokens is not None and wanted > max_tokens:
         raise InvalidRequest(
             "min_new_tokens", f"{wanted} is more than the {max_tokens} tokens that are allowed"

@@ -6,6 +6,7 @@ A package that is published again is noticed at the next request for it.
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
@@ -51,6 +52,18 @@ class Package:
         return self.manifest.files[TOKENIZER_FILE].sha256
 
 
+def sort_key(model: str) -> str:
+    """Orders ids so that the models of one organisation stay together, as in folders.
+
+    As plain text 'a-b' would come before 'a/b' but after 'a', which holds 'a/b'.
+    """
+    return f"{model}/"
+
+
+def _in_order(folder: Path) -> list[Path]:
+    return sorted(folder.iterdir(), key=lambda path: sort_key(path.name))
+
+
 class ModelStore:
     """Finds packages. Thread-safe; every method may touch the disk."""
 
@@ -64,7 +77,7 @@ class ModelStore:
         self._variants = tuple(variants)
         self._lock = threading.Lock()
         self._known: OrderedDict[Path, tuple[tuple[int, int, int], Package]] = OrderedDict()
-        self._verified: set[str] = set()
+        self._verified: dict[str, list[tuple[int, int, int]]] = {}
 
     def resolve(self, model: str) -> Package:
         """The package to serve `model` from.
@@ -77,23 +90,24 @@ class ModelStore:
                 status = (path / MANIFEST_FILE).stat()
             except (FileNotFoundError, NotADirectoryError):
                 continue
-            return self._read(model, path, (status.st_ino, status.st_mtime_ns, status.st_size))
+            return self._read(model, path, _signature(status))
         raise ModelNotFound(model)
 
     def verify(self, package: Package) -> None:
-        """Compare all hashes, once for each version. Raises `CorruptPackage`."""
-        if package.key in self._verified:
+        """Compare all hashes, once for each version and its files. Raises `CorruptPackage`."""
+        files = [_signature((package.path / name).stat()) for name in package.manifest.files]
+        if self._verified.get(package.key) == files:
             return
         verify_hashes(package.path, package.manifest)
-        self._verified.add(package.key)
+        self._verified[package.key] = files
 
     def models(self) -> Iterator[str]:
-        """Ids of all models that have a usable variant, sorted within each folder."""
-        for first in sorted(self.root.iterdir()):
+        """Ids of all models that have a usable variant, in order of `sort_key`."""
+        for first in _in_order(self.root):
             if self._is_model(first.name):
                 yield first.name
             elif first.is_dir() and not first.name.startswith("."):
-                for second in sorted(first.iterdir()):
+                for second in _in_order(first):
                     if self._is_model(f"{first.name}/{second.name}"):
                         yield f"{first.name}/{second.name}"
 
@@ -119,3 +133,8 @@ class ModelStore:
             while len(self._known) > REMEMBERED:
                 self._known.popitem(last=False)
         return package
+
+
+def _signature(status: os.stat_result) -> tuple[int, int, int]:
+    """Differs if a file was replaced or written to."""
+    return status.st_ino, status.st_mtime_ns, status.st_size

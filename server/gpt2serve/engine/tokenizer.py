@@ -13,6 +13,7 @@ from pathlib import Path
 import tokenizers
 
 from gpt2serve.errors import CorruptPackage
+from gpt2serve.package import sha256_of
 
 
 def _bytes_of_characters() -> dict[str, int]:
@@ -72,5 +73,10 @@ class TokenizerCache:
             tokenizer = self._by_hash.get(sha256)
             if tokenizer is None:
                 tokenizer = Tokenizer(path)
+                if sha256_of(path) != sha256:
+                    # Otherwise all models with this hash would read with a damaged file.
+                    raise CorruptPackage(
+                        f"{path} differs from the manifest's sha256; export the model again."
+                    )
                 self._by_hash[sha256] = tokenizer
             return tokenizer

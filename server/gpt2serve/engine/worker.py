@@ -245,7 +245,9 @@ class ModelWorker:
         self._sampler = None
         if move is not None and self._batch is not None:
             moved = self.scheduler.running[move[1]]
-            self._batch.kv.copy(self._batch.kv, move[0], [move[1]], moved.length - 1)
+            # All of it: its newest token may be in the cache already, if the sequence that
+            # leaves comes before it in the step that is being worked on.
+            self._batch.kv.copy(self._batch.kv, move[0], [move[1]], moved.length)
 
     def _drop(self, requests: Iterable[Request], error: Gpt2ServeError) -> None:
         for request in requests:

@@ -1,0 +1,29 @@
+"""Fixtures that many tests share: stores with really exported models."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SAMPLES = ("george-washington", "thomas-jefferson", "ronald-reagan")
+
+
+def export(store: Path, *arguments: str) -> None:
+    """Run `gpt2export` as a user does."""
+    command = [sys.executable, "-m", "gpt2export.cli", *arguments, "--store", str(store)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.fixture(scope="session")
+def sample_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The three sample models, each as cpu-int8 and cpu-fp32. Read-only."""
+    store = tmp_path_factory.mktemp("sample-store")
+    folders = [str(ROOT / "samples" / name) for name in SAMPLES]
+    for precision in ("int8", "fp32"):
+        export(store, *folders, "--precision", precision)
+    return store

@@ -1,0 +1,227 @@
+"""A real server process, real sockets, real models."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+MODEL = "george-washington"
+PROMPT = "My fellow citizens,"
+SEQUENCES, TOKENS = 32, 240
+#: As much as the sample models' context and the batch allow: seconds of work, so that what a
+#: test does meanwhile comes before the end on a busy machine too.
+LONG = {
+    "model": MODEL,
+    "prompt": PROMPT,
+    "max_new_tokens": TOKENS,
+    "min_new_tokens": TOKENS,
+    "num_return_sequences": SEQUENCES,
+    "do_sample": True,
+}
+
+
+class Server:
+    """`gpt2serve` as a user starts it, on a free port."""
+
+    def __init__(self, store: Path, *options: str) -> None:
+        command = [sys.executable, "-m", "gpt2serve.cli", "--store", str(store), "--port", "0"]
+        command += ["--kv-cache-bytes", "256MiB", *options]
+        # Without it the lines of a pipe arrive late.
+        environment = os.environ | {"PYTHONUNBUFFERED": "1"}
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+        assert self.process.stdout is not None
+        first = json.loads(self.process.stdout.readline())
+        assert first["event"] == f"listening on {first['url']}"
+        self.url: str = first["url"]
+
+    def client(self) -> httpx.Client:
+        return httpx.Client(base_url=self.url, timeout=30)
+
+    def metric(self, name: str) -> float:
+        with self.client() as client:
+            text = client.get("/metrics").text
+        (line,) = [line for line in text.splitlines() if line.startswith(f"gpt2serve_{name} ")]
+        return float(line.split()[-1])
+
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> tuple[int, list[dict[str, Any]]]:
+        """Exit status and log lines."""
+        self.process.send_signal(number)
+        output, _ = self.process.communicate(timeout=20)
+        return self.process.returncode, [json.loads(line) for line in output.splitlines()]
+
+
+@pytest.fixture
+def serve(sample_store: Path) -> Iterator[Callable[..., Server]]:
+    servers: list[Server] = []
+
+    def start(*options: str) -> Server:
+        servers.append(Server(sample_store, *options))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.process.kill()
+        server.process.communicate()
+
+
+def eventually(condition: Callable[[], bool], seconds: float = 10) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.02)
+
+
+def events(lines: Iterator[str]) -> Iterator[Any]:
+    for line in lines:
+        if line:
+            data = line.removeprefix("data: ")
+            yield data if data == "[DONE]" else json.loads(data)
+
+
+def test_one_life_of_a_server(serve: Callable[..., Server]) -> None:
+    """Answers, streams, refuses, tells about itself, and ends with status 0."""
+    server = serve("--preload", "thomas-jefferson")
+    with server.client() as client:
+        assert client.get("/readyz").status_code == 200
+        states = {model["id"]: model["state"] for model in client.get("/models").json()["models"]}
+        assert states["thomas-jefferson"] == "resident"
+        assert states[MODEL] == "cold"
+
+        body = {"model": MODEL, "prompt": PROMPT, "seed": 7, "max_new_tokens": 20}
+        whole = client.post("/generate", json=body | {"details": True}).json()
+        (text,) = whole["generations"]
+        assert text["text"].startswith(PROMPT)
+        assert len(text["details"]) == text["tokens"] == whole["usage"]["completion_tokens"]
+        assert text["text"] == PROMPT + "".join(token["text"] for token in text["details"])
+
+        with client.stream("POST", "/generate", json=body | {"stream": True}) as answer:
+            *tokens, end, last, done = events(answer.iter_lines())
+        assert "".join(event["token"]["text"] for event in tokens) == text["text"][len(PROMPT) :]
+        assert (end["text"], end["seed"]) == (text["text"], 7)
+        assert last["usage"] == whole["usage"]
+        assert done == "[DONE]"
+
+        wrong = client.post("/generate", json=body | {"num_return_sequences": 10_000})
+        assert (wrong.status_code, wrong.json()["field"]) == (422, "num_return_sequences")
+        assert client.get(f"/models/{MODEL}/info").json()["id"] == MODEL
+        assert client.get("/models/nobody/info").status_code == 404
+    assert server.metric('requests_total{code="ok"}') == 2
+    assert server.metric("model_cache_misses_total") == 1
+    status, log = server.stop()
+    assert status == 0
+    assert [line["event"] for line in log] == ["generate"] * 3 + ["draining"]
+    assert PROMPT not in json.dumps(log)
+    assert text["text"] not in json.dumps(log)
+
+
+def test_a_stream_arrives_in_pieces(serve: Callable[..., Server]) -> None:
+    server = serve()
+    with (
+        server.client() as client,
+        client.stream(
+            "POST", "/generate", json=LONG | {"stream": True, "num_return_sequences": 2}
+        ) as answer,
+    ):
+        times = [time.monotonic() for _ in answer.iter_raw()]
+    # Buffered somewhere, everything would come in one or two pieces at the end.
+    assert len(times) > 50
+    assert times[-1] - times[0] > 5 * (times[-1] - times[-20])
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_leaves_is_not_worked_for(serve: Callable[..., Server], stream: bool) -> None:
+    server = serve()
+    with server.client() as client:
+        if stream:
+            with client.stream("POST", "/generate", json=LONG | {"stream": True}) as answer:
+                next(answer.iter_raw())
+        else:
+            with pytest.raises(httpx.ReadTimeout):
+                client.post("/generate", json=LONG, timeout=0.1)
+    eventually(lambda: server.metric("requests_running") == 0)
+    assert server.metric("generation_tokens_total") < SEQUENCES * TOKENS
+    status, log = server.stop()
+    assert status == 0
+    (line,) = [line for line in log if line["event"] == "generate"]
+    assert (line["client_gone"], line["stream"]) == (True, stream)
+
+
+def test_sigterm_lets_running_requests_end(serve: Callable[..., Server]) -> None:
+    server = serve()
+    with server.client() as client, server.client() as other:
+        assert other.get("/readyz").status_code == 200
+        with client.stream(
+            "POST", "/generate", json=LONG | {"stream": True, "num_return_sequences": 16}
+        ) as answer:
+            received = events(answer.iter_lines())
+            next(received)
+            server.process.send_signal(signal.SIGTERM)
+            eventually(lambda: other.get("/readyz").status_code == 503)
+            refused = other.post("/generate", json=LONG)
+            assert (refused.status_code, refused.json()["code"]) == (503, "draining")
+            assert int(refused.headers["retry-after"]) >= 1
+            assert other.get("/healthz").status_code == 200
+            *_, last, done = received
+    assert last["usage"]["completion_tokens"] == 16 * TOKENS
+    assert done == "[DONE]"
+    assert server.process.wait(timeout=10) == 0
+
+
+@pytest.mark.parametrize("twice", [False, True])
+def test_what_outlasts_the_drain_is_told_so(serve: Callable[..., Server], twice: bool) -> None:
+    server = serve("--drain-seconds", "60" if twice else "0.1", "--threads", "1")
+    with (
+        server.client() as client,
+        client.stream("POST", "/generate", json=LONG | {"stream": True}) as answer,
+    ):
+        received = events(answer.iter_lines())
+        next(received)
+        server.process.send_signal(signal.SIGINT)
+        if twice:
+            time.sleep(0.1)
+            server.process.send_signal(signal.SIGTERM)
+        *_, last = received
+    assert last["error"]["status"] == 503
+    assert server.process.wait(timeout=10) == 0
+
+
+def test_overload_is_429_with_retry_after(serve: Callable[..., Server]) -> None:
+    server = serve("--max-queue", "1")
+    with server.client() as client:
+        with client.stream("POST", "/generate", json=LONG | {"stream": True}) as answer:
+            next(answer.iter_raw())
+            refused = client.post("/generate", json=LONG)
+            assert (refused.status_code, refused.json()["code"]) == (429, "overloaded")
+            assert int(refused.headers["retry-after"]) >= 1
+        eventually(lambda: server.metric("requests_running") == 0)
+        small = {"model": MODEL, "prompt": PROMPT, "max_new_tokens": 2}
+        eventually(lambda: client.post("/generate", json=small).status_code == 200)
+
+
+def test_many_clients_at_once_get_what_one_alone_gets(serve: Callable[..., Server]) -> None:
+    server = serve()
+    models = [MODEL, "thomas-jefferson", "ronald-reagan"]
+    bodies = [
+        {"model": models[n % 3], "prompt": PROMPT, "seed": n, "max_new_tokens": 12}
+        for n in range(12)
+    ]
+    with server.client() as client:
+
+        def text(body: dict[str, Any]) -> str:
+            generation = client.post("/generate", json=body).json()["generations"][0]
+            return str(generation["text"])
+
+        alone = [text(body) for body in bodies]
+        with ThreadPoolExecutor(6) as pool:
+            assert list(pool.map(text, bodies)) == alone

@@ -1,0 +1,700 @@
+"""The HTTP surface over a fake engine: what is accepted, refused, streamed, cancelled, logged."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+import pytest
+from litestar import Litestar
+
+from gpt2serve import errors
+from gpt2serve.app import create_app, create_router
+from gpt2serve.engine.engine import ModelStatus
+from gpt2serve.engine.events import Done, Generation, Timing, Token, TokenEvent, Usage
+from gpt2serve.engine.observer import EngineStats
+from gpt2serve.engine.stream import Delivery, TokenStream
+from gpt2serve.logs import create_logger
+from gpt2serve.package import (
+    WEIGHTS_FILE,
+    Dimensions,
+    FileEntry,
+    GenerationDefaults,
+    KVLayout,
+    Manifest,
+    ModelCard,
+    Source,
+)
+from gpt2serve.settings import ServerSettings
+
+PROMPT, TEXT = "a secret prompt", "a secret answer"
+GOOD = {"model": "me/model", "prompt": PROMPT}
+
+MANIFEST = Manifest(
+    format_revision=1,
+    id="me/model",
+    target="cpu",
+    precision="int8",
+    source=Source(name="/home/somebody/checkpoint", sha256="0" * 64, exporter_version="0"),
+    dimensions=Dimensions(
+        vocab_size=10, context_length=8, layers=1, heads=1, head_size=4, inner_size=16
+    ),
+    bos_token_id=0,
+    eos_token_ids=(0,),
+    inputs=(),
+    outputs=(),
+    kv=KVLayout(),
+    generation_defaults=GenerationDefaults(),
+    card=ModelCard(title="Me"),
+    bytes_needed=10,
+    files={WEIGHTS_FILE: FileEntry(bytes=1, sha256="ab" * 32)},
+)
+
+
+def token(index: int, text: str) -> TokenEvent:
+    return TokenEvent(index, Token(7, text, -0.5))
+
+
+def ending(index: int, details: tuple[Token, ...] | None = None) -> Generation:
+    return Generation(
+        index=index, text=TEXT, finish_reason="eos", tokens=2, seed=9 + index, details=details
+    )
+
+
+DONE = Done(
+    usage=Usage(prompt_tokens=4, completion_tokens=4),
+    timing=Timing(queue_ms=1.0, load_ms=2.0, prefill_ms=3.0, decode_ms=4.0),
+)
+STEPS = [
+    Delivery([token(0, "a "), token(1, "a ")]),
+    Delivery([token(0, "x"), ending(0)]),
+    Delivery([token(1, "y"), ending(1), DONE]),
+]
+
+
+@dataclass
+class FakeEngine:
+    """Plays `steps` to every request. With `wait`, holds back what comes after the first."""
+
+    steps: list[Delivery] = field(default_factory=lambda: list(STEPS))
+    fails: Exception | None = None
+    refuses: Exception | None = None
+    held_from: int | None = None
+    alive: bool = True
+    cancelled: int = 0
+    closed: int = 0
+    given: list[Any] = field(default_factory=list)
+
+    def start(self) -> None: ...
+
+    def close(self) -> None:
+        self.closed += 1
+
+    def prepare(self, model: str, prompt: str, params: Any) -> Any:
+        if self.fails is not None:
+            raise self.fails
+        self.given.append((model, prompt, params))
+        return model
+
+    def submit(self, request: Any, *, wants_tokens: bool) -> TokenStream:
+        if self.refuses is not None:
+            raise self.refuses
+        self.given.append(wants_tokens)
+        stream = TokenStream(request, self._cancelled)
+        for delivery in self.steps[: self.held_from]:
+            asyncio.get_running_loop().call_soon(stream.receive, delivery)
+        return stream
+
+    def _cancelled(self) -> None:
+        self.cancelled += 1
+
+    def list_models(self, *, after: str = "", limit: int = 100) -> list[ModelStatus]:
+        ids = [name for name in ("a", "b/c", "d") if name > after]
+        return [ModelStatus(id=name, state="cold", bytes=5) for name in ids[:limit]]
+
+    def describe(self, model: str) -> Manifest:
+        if model != "me/model":
+            raise errors.ModelNotFound(model)
+        return MANIFEST
+
+    async def ping(self, timeout: float) -> bool:
+        return self.alive
+
+    async def drain(self, timeout: float) -> bool:
+        return True
+
+    def stats(self) -> EngineStats:
+        return EngineStats(requests_running=3)
+
+
+class Served:
+    """An app over a fake engine, with its log."""
+
+    def __init__(self, engine: FakeEngine | None = None, **settings: Any) -> None:
+        self.engine: Any = engine or FakeEngine()
+        self.output = io.StringIO()
+        self.app = create_app(
+            engine=self.engine,
+            server_settings=ServerSettings(**settings),
+            log=create_logger("json", self.output),
+        )
+
+    @property
+    def log(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.output.getvalue().splitlines()]
+
+    def request(self, method: str, path: str, **options: Any) -> httpx.Response:
+        return asyncio.run(send(self.app, method, path, **options))
+
+    def generate(self, **fields: Any) -> httpx.Response:
+        return self.request("POST", "/generate", json=GOOD | fields)
+
+
+async def send(app: Any, method: str, path: str, **options: Any) -> httpx.Response:
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:
+        return await client.request(method, path, **options)
+
+
+# -- what is accepted -------------------------------------------------------------------------
+
+
+def test_answer_has_the_documented_shape() -> None:
+    served = Served()
+    answer = served.generate()
+    assert answer.status_code == 200
+    assert answer.json() == {
+        "model": "me/model",
+        "generations": [
+            {"text": TEXT, "finish_reason": "eos", "tokens": 2, "seed": 9},
+            {"text": TEXT, "finish_reason": "eos", "tokens": 2, "seed": 10},
+        ],
+        "usage": {"prompt_tokens": 4, "completion_tokens": 4},
+        "timing": {"queue_ms": 1.0, "load_ms": 2.0, "prefill_ms": 3.0, "decode_ms": 4.0},
+    }
+    assert served.engine.given[1] is False  # no token events are made that nobody reads
+
+
+def test_details_are_there_if_the_engine_has_them() -> None:
+    end = ending(0, details=(Token(7, "a ", -0.5),))
+    answer = Served(FakeEngine([Delivery([end, DONE])])).generate(details=True)
+    assert answer.json()["generations"][0]["details"] == [{"id": 7, "text": "a ", "logprob": -0.5}]
+
+
+def test_every_field_reaches_the_engine() -> None:
+    fields = {
+        "num_return_sequences": 5,
+        "max_new_tokens": 60,
+        "min_new_tokens": 1,
+        "max_length": 80,
+        "min_length": 2,
+        "do_sample": True,
+        "temperature": 0.5,
+        "top_k": 51,
+        "top_p": 0.25,
+        "repetition_penalty": 1.5,
+        "no_repeat_ngram_size": 3,
+        "seed": 2**63 - 1,
+        "return_full_text": False,
+        "details": True,
+    }
+    served = Served()
+    assert served.generate(stop=["\n", "."], **fields).status_code == 200
+    model, prompt, params = served.engine.given[0]
+    assert (model, prompt) == (GOOD["model"], GOOD["prompt"])
+    assert {name: getattr(params, name) for name in fields} == fields
+    assert params.stop == ("\n", ".")
+
+
+@pytest.mark.parametrize(("stop", "expected"), [("end", ("end",)), ([], ()), (None, ())])
+def test_stop_is_a_string_or_a_list(stop: Any, expected: tuple[str, ...]) -> None:
+    served = Served()
+    assert served.generate(stop=stop).status_code == 200
+    assert served.engine.given[0][2].stop == expected
+
+
+# -- what is refused --------------------------------------------------------------------------
+
+
+def assert_problem(answer: httpx.Response, status: int, code: str) -> dict[str, Any]:
+    assert answer.status_code == status
+    assert answer.headers["content-type"] == "application/problem+json"
+    problem: dict[str, Any] = answer.json()
+    assert problem["status"] == status
+    assert problem["code"] == code
+    assert problem["type"] == f"urn:gpt2serve:error:{code}"
+    assert problem["title"]
+    assert problem["detail"]
+    return problem
+
+
+@pytest.fixture(scope="module")
+def refusing() -> Served:
+    """One app for the long tables: nothing that is refused changes it."""
+    return Served()
+
+
+WRONG_VALUES: list[tuple[str, Any]] = [
+    ("model", 1),
+    ("model", None),
+    ("prompt", ["a"]),
+    ("prompt", None),
+    *[
+        (name, value)
+        for name in ("num_return_sequences", "max_new_tokens", "max_length")
+        for value in (0, -1, 1.5, "1", True, [1], 2**31, 10**30)
+    ],
+    *[
+        (name, value)
+        for name in ("min_new_tokens", "min_length", "top_k", "no_repeat_ngram_size")
+        for value in (-1, 0.5, "0", False, {}, 2**31)
+    ],
+    ("do_sample", 1),
+    ("do_sample", "true"),
+    *[("temperature", value) for value in (0, -1, "1", True, [1.0])],
+    *[("top_p", value) for value in (0, 1.01, -0.5, "0.9")],
+    *[("repetition_penalty", value) for value in (0, -1, "1")],
+    *[("stop", value) for value in (1, [1], {"a": 1}, ["x"] * 17)],
+    *[("seed", value) for value in (-1, 2**63, 1.0, "7")],
+    ("return_full_text", "yes"),
+    ("return_full_text", None),
+    ("details", 1),
+    ("stream", "true"),
+    ("unheard_of", 1),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), WRONG_VALUES)
+def test_wrong_value_is_refused_by_name(refusing: Served, name: str, value: Any) -> None:
+    problem = assert_problem(refusing.generate(**{name: value}), 422, "invalid_value")
+    assert problem["field"] == name
+    assert refusing.engine.given == []
+
+
+@pytest.mark.parametrize("name", ["model", "prompt"])
+def test_missing_field_is_refused_by_name(name: str) -> None:
+    body = {key: value for key, value in GOOD.items() if key != name}
+    problem = assert_problem(Served().request("POST", "/generate", json=body), 422, "invalid_value")
+    assert problem["field"] == name
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b'"text"',
+        b'{"model": "a", "prompt": NaN}',
+        b'{"model": "a", "prompt": "\xff"}',
+        b'{"model": "a", "prompt": "\\ud800"}',
+        b'{"model": "a", "prompt": "b"} more',
+        b"[" * 100_000,
+    ],
+)
+def test_malformed_body_is_400(refusing: Served, body: bytes) -> None:
+    problem = assert_problem(
+        refusing.request("POST", "/generate", content=body), 400, "malformed_body"
+    )
+    assert "field" not in problem
+
+
+@pytest.mark.parametrize("model", ["../etc", "", "a/b/c", "a b", "info", "a/generate", "x" * 97])
+def test_impossible_model_id_is_422(refusing: Served, model: str) -> None:
+    problem = assert_problem(refusing.generate(model=model), 422, "invalid_model_id")
+    assert problem["field"] == "model"
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_large_body_is_413(chunked: bool) -> None:
+    async def chunks() -> AsyncIterator[bytes]:
+        yield b'{"model": "a", "prompt": "'
+        yield b"x" * 2000
+
+    served = Served(max_body_bytes=1000)
+    content = chunks() if chunked else b"x" * 1001
+    assert_problem(served.request("POST", "/generate", content=content), 413, "body_too_large")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("error", "status", "code", "retry"),
+    [
+        (errors.InvalidRequest("prompt", "too long"), 422, "invalid_value", None),
+        (errors.ModelNotFound("me/model"), 404, "model_not_found", None),
+        (errors.CorruptPackage("/srv/secret: bad"), 503, "corrupt_package", None),
+        (errors.UnknownRevision("/srv/secret: 9"), 503, "unknown_package_revision", None),
+        (errors.ModelTooLarge("too large"), 503, "model_too_large", None),
+        (errors.ModelLoadFailed("broken", retry_after=3.2), 503, "model_load_failed", "4"),
+        (errors.Overloaded("busy", retry_after=0.1), 429, "overloaded", "1"),
+        (errors.EngineClosed(), 503, "draining", "5"),
+        (errors.RequestAborted("aborted"), 503, "aborted", None),
+        (errors.StepFailed("/srv/secret"), 500, "generation_failed", None),
+        (RuntimeError("/srv/secret"), 500, "internal_error", None),
+    ],
+)
+@pytest.mark.parametrize("where", ["prepare", "submit", "started"])
+def test_errors_become_problems(
+    error: Exception, status: int, code: str, retry: str | None, stream: bool, where: str
+) -> None:
+    engine = {
+        "prepare": FakeEngine(fails=error),
+        "submit": FakeEngine(refuses=error),
+        "started": FakeEngine([Delivery(error=error)]),
+    }[where]
+    served = Served(engine)
+    answer = served.generate(stream=stream)
+    problem = assert_problem(answer, status, code)
+    assert answer.headers.get("retry-after") == retry
+    assert "secret" not in answer.text
+    assert problem.get("field") == {422: "prompt", 404: "model"}.get(status)
+    (line,) = served.log
+    assert (line["status"], line["code"]) == (status, code)
+    if status == 500:  # the operator learns what the client does not
+        assert "secret" in line["exception"]
+
+
+def test_unknown_address_and_method() -> None:
+    served = Served()
+    assert_problem(served.request("GET", "/nothing"), 404, "not_found")
+    answer = served.request("GET", "/generate")
+    assert_problem(answer, 405, "method_not_allowed")
+    assert "POST" in answer.headers["allow"]
+
+
+# -- streaming --------------------------------------------------------------------------------
+
+
+def frames(text: str) -> list[Any]:
+    assert text.endswith("\n\n")
+    datas = [frame.removeprefix("data: ") for frame in text[:-2].split("\n\n")]
+    return [data if data == "[DONE]" else json.loads(data) for data in datas]
+
+
+def test_stream_has_the_documented_frames() -> None:
+    served = Served()
+    answer = served.generate(stream=True)
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    assert answer.headers["cache-control"] == "no-cache"
+    assert answer.headers["x-accel-buffering"] == "no"
+    first, _, _, end, _, _, last, done = frames(answer.text)
+    assert first == {"index": 0, "token": {"id": 7, "text": "a ", "logprob": -0.5}}
+    assert end == {"index": 0, "finish_reason": "eos", "text": TEXT, "tokens": 2, "seed": 9}
+    assert last == {
+        "usage": {"prompt_tokens": 4, "completion_tokens": 4},
+        "timing": {"queue_ms": 1.0, "load_ms": 2.0, "prefill_ms": 3.0, "decode_ms": 4.0},
+    }
+    assert done == "[DONE]"
+    assert served.engine.given[1] is True
+
+
+def test_error_after_the_first_token_ends_the_stream_without_done() -> None:
+    failing = [STEPS[0], Delivery(error=errors.StepFailed("/srv/secret"))]
+    served = Served(FakeEngine(failing))
+    answer = served.generate(stream=True)
+    assert answer.status_code == 200
+    *_, last = frames(answer.text)
+    assert last["error"]["code"] == "generation_failed"
+    assert last["error"]["status"] == 500
+    assert "secret" not in answer.text
+    (line,) = served.log
+    assert line["code"] == "generation_failed"
+    assert "secret" in line["exception"]
+
+
+# -- a client by hand: httpx buffers answers, this one does not -------------------------------
+
+
+class RawClient:
+    """An ASGI client that sees each chunk as it is sent, and can leave."""
+
+    def __init__(self, app: Any, body: dict[str, Any]) -> None:
+        self.sent: list[Any] = []
+        self._news = asyncio.Event()
+        self._gone = asyncio.Event()
+        self._body: list[bytes] = [json.dumps(body).encode()]
+        self.blocks = False
+        scope = {
+            "type": "http",
+            "asgi": {"version": "3.0", "spec_version": "2.3"},
+            "http_version": "1.1",
+            "method": "POST",
+            "scheme": "http",
+            "path": "/generate",
+            "raw_path": b"/generate",
+            "query_string": b"",
+            "root_path": "",
+            "headers": [(b"content-type", b"application/json")],
+            "client": ("127.0.0.1", 1),
+            "server": ("127.0.0.1", 80),
+        }
+        self.task = asyncio.create_task(app(scope, self._receive, self._send))
+
+    async def _receive(self) -> dict[str, Any]:
+        if self._body:
+            return {"type": "http.request", "body": self._body.pop(), "more_body": False}
+        await self._gone.wait()
+        return {"type": "http.disconnect"}
+
+    async def _send(self, message: Any) -> None:
+        self.sent.append(message)
+        self._news.set()
+        if message["type"] == "http.response.body":
+            if not message.get("more_body"):
+                self._gone.set()
+            elif self.blocks:
+                await asyncio.Event().wait()
+
+    @property
+    def chunks(self) -> list[bytes]:
+        return [m["body"] for m in self.sent if m["type"] == "http.response.body" and m["body"]]
+
+    async def leave(self) -> None:
+        self._gone.set()
+        await asyncio.wait_for(self.task, 5)
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        while not condition():
+            self._news.clear()
+            await asyncio.wait_for(self._news.wait(), 5)
+
+
+def with_client(
+    served: Served, work: Callable[[RawClient], Awaitable[None]], **fields: Any
+) -> None:
+    async def main() -> None:
+        client = RawClient(served.app, GOOD | fields)
+        await work(client)
+
+    asyncio.run(main())
+
+
+def test_one_chunk_per_step_as_it_comes() -> None:
+    served = Served(FakeEngine(held_from=1))
+
+    async def work(client: RawClient) -> None:
+        await client.until(lambda: bool(client.chunks))
+        (chunk,) = client.chunks
+        assert [frame["index"] for frame in frames(chunk.decode())] == [0, 1]
+        await client.leave()
+
+    with_client(served, work, stream=True)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("held_from", [0, 1])
+def test_client_that_leaves_cancels(stream: bool, held_from: int) -> None:
+    served = Served(FakeEngine(held_from=held_from))
+
+    async def work(client: RawClient) -> None:
+        await asyncio.sleep(0.05)
+        assert served.engine.cancelled == 0
+        await client.leave()
+        assert served.engine.cancelled >= 1
+
+    with_client(served, work, stream=stream)
+    (line,) = served.log
+    assert line["client_gone"] is True
+    assert line["code"] == "client_disconnected"
+
+
+def test_client_that_leaves_while_a_send_is_blocked_cancels() -> None:
+    served = Served(FakeEngine(held_from=1))
+
+    async def work(client: RawClient) -> None:
+        client.blocks = True
+        await client.until(lambda: bool(client.chunks))
+        await client.leave()
+        assert served.engine.cancelled >= 1
+
+    with_client(served, work, stream=True)
+
+
+def test_client_that_leaves_before_its_body_is_there_is_no_server_error() -> None:
+    served = Served()
+
+    async def work(client: RawClient) -> None:
+        client._body.clear()
+        await client.leave()
+
+    with_client(served, work)
+    (line,) = served.log
+    assert line["code"] == "client_disconnected"
+    assert "exception" not in line
+
+
+def test_finished_request_is_not_cancelled() -> None:
+    for stream in (False, True):
+        served = Served()
+        served.generate(stream=stream)
+        assert served.engine.cancelled == 0
+
+
+# -- request id, log, metrics -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/nothing"])
+def test_request_id_is_made_or_kept(path: str) -> None:
+    served = Served()
+    made = served.request("GET", path).headers["x-request-id"]
+    assert len(made) == 32
+    kept = served.request("GET", path, headers={"X-Request-Id": "trace-1.2:3"})
+    assert kept.headers["x-request-id"] == "trace-1.2:3"
+    for bad in ("x" * 129, "a b", '"}', "é"):
+        answer = served.request("GET", path, headers={"X-Request-Id": bad.encode()})
+        assert len(answer.headers["x-request-id"]) == 32
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_one_log_line_without_words(stream: bool) -> None:
+    served = Served()
+    served.generate(stream=stream)
+    (line,) = served.log
+    assert line["event"] == "generate"
+    assert line["model"] == "me/model"
+    assert line["status"] == 200
+    assert line["code"] == "ok"
+    assert line["stream"] is stream
+    assert line["client_gone"] is False
+    assert line["finish_reasons"] == ["eos", "eos"]
+    assert (line["prompt_tokens"], line["completion_tokens"]) == (4, 4)
+    assert (line["queue_ms"], line["decode_ms"]) == (1.0, 4.0)
+    assert line["duration_ms"] > 0
+    assert "secret" not in served.output.getvalue()
+
+
+def test_no_log_line_holds_words_whatever_goes_wrong() -> None:
+    for engine in (
+        FakeEngine(fails=ValueError("unexpected")),
+        FakeEngine(fails=errors.InvalidRequest("prompt", f"not {PROMPT}")),
+        FakeEngine([STEPS[0], Delivery(error=errors.StepFailed("failed"))]),
+    ):
+        for fields in ({}, {"stream": True}, {"stop": PROMPT}, {"model": PROMPT}, {PROMPT: 1}):
+            served = Served(engine)
+            served.generate(**fields)
+            assert len(served.log) == 1
+            assert "secret" not in served.output.getvalue()
+
+
+def test_metrics_count_requests_by_template_and_code() -> None:
+    served = Served()
+    served.generate()
+    served.generate(model="a/b/c")
+    served.request("GET", "/models/me/model/info")
+    answer = served.request("GET", "/metrics")
+    assert answer.headers["content-type"].startswith("text/plain")
+    name = "gpt2serve_http_requests_total"
+    assert f'{name}{{code="ok",route="/generate",status="200"}} 1.0' in answer.text
+    assert f'{name}{{code="invalid_model_id",route="/generate",status="422"}} 1.0' in answer.text
+    assert 'route="/models/{owner}/{name}/info"' in answer.text
+    assert "gpt2serve_requests_running 3.0" in answer.text
+    assert "a/b/c" not in answer.text
+
+
+# -- the other routes -------------------------------------------------------------------------
+
+
+def test_models_come_in_pages() -> None:
+    served = Served()
+    everything = served.request("GET", "/models").json()
+    assert [model["id"] for model in everything["models"]] == ["a", "b/c", "d"]
+    assert everything["models"][0] == {"id": "a", "state": "cold", "bytes": 5}
+    assert "next" not in everything
+    page = served.request("GET", "/models?limit=2").json()
+    assert page["next"] == "b/c"
+    rest = served.request("GET", "/models", params={"after": page["next"]}).json()
+    assert [model["id"] for model in rest["models"]] == ["d"]
+
+
+@pytest.mark.parametrize("limit", ["0", "1001", "x"])
+def test_wrong_page_size_is_refused_by_name(limit: str) -> None:
+    answer = Served().request("GET", "/models", params={"limit": limit})
+    assert assert_problem(answer, 422, "invalid_value")["field"] == "limit"
+
+
+def test_model_info_shows_no_paths() -> None:
+    answer = Served().request("GET", "/models/me/model/info")
+    assert answer.status_code == 200
+    info = answer.json()
+    assert (info["id"], info["version"], info["card"]["title"]) == ("me/model", "ab" * 8, "Me")
+    assert "somebody" not in answer.text
+
+
+def test_unknown_model_info() -> None:
+    assert_problem(Served().request("GET", "/models/none/info"), 404, "model_not_found")
+    assert_problem(Served().request("GET", "/models/a/-b/info"), 422, "invalid_model_id")
+
+
+def test_health_and_readiness() -> None:
+    engine = FakeEngine()
+    served = Served(engine)
+    assert served.request("GET", "/readyz").json() == {"status": "ready"}
+    engine.alive = False
+    answer = served.request("GET", "/readyz")
+    assert_problem(answer, 503, "not_ready")
+    assert "retry-after" in answer.headers
+    assert served.request("GET", "/healthz").status_code == 200
+
+
+def test_not_ready_while_draining() -> None:
+    served = Served()
+    asyncio.run(served.app.state["gpt2serve"].drain())
+    assert_problem(served.request("GET", "/readyz"), 503, "draining")
+
+
+def test_index_points_to_the_schema() -> None:
+    served = Served()
+    assert served.request("GET", "/").json()["schema"] == "/schema"
+    schema = served.request("GET", "/schema").json()
+    body = schema["paths"]["/generate"]["post"]["requestBody"]["content"]["application/json"]
+    name = body["schema"]["$ref"].rsplit("/", 1)[-1]
+    fields = schema["components"]["schemas"][name]["properties"]
+    assert all(field.get("description") for field in fields.values()), fields
+    assert {"200", "400", "404", "422", "429", "503"} <= set(
+        schema["paths"]["/generate"]["post"]["responses"]
+    )
+
+
+def test_router_in_an_app_of_ones_own() -> None:
+    engine: Any = FakeEngine()
+    app = Litestar([create_router(engine, path="/texts")], logging_config=None)
+    answer = asyncio.run(send(app, "POST", "/texts/generate", json=GOOD))
+    assert answer.status_code == 200
+    wrong = asyncio.run(send(app, "POST", "/texts/generate", json=GOOD | {"top_p": 2}))
+    assert_problem(wrong, 422, "invalid_value")
+
+
+@pytest.mark.parametrize("shift", [False, True])
+def test_mounted_below_a_prefix(shift: bool) -> None:
+    served = Served()
+
+    async def parent(scope: Any, receive: Any, send_: Any) -> None:
+        path = scope["path"].removeprefix("/gpt2") if shift else scope["path"]
+        await served.app(dict(scope, path=path, root_path="/gpt2"), receive, send_)
+
+    answer = asyncio.run(send(parent, "POST", "/gpt2/generate", json=GOOD))
+    assert answer.status_code == 200
+
+
+@asynccontextmanager
+async def lifespan(app: Any) -> AsyncIterator[None]:
+    async with app.lifespan():
+        yield
+
+
+def test_an_engine_handed_in_is_not_closed() -> None:
+    served = Served()
+
+    async def main() -> None:
+        async with lifespan(served.app):
+            pass
+
+    asyncio.run(main())
+    assert served.engine.closed == 0

@@ -1,0 +1,101 @@
+"""What /metrics says after known events."""
+
+from __future__ import annotations
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from gpt2serve.engine.events import Timing, Usage
+from gpt2serve.engine.observer import EngineStats, RequestSummary
+from gpt2serve.metrics import _GAUGES, Metrics
+
+
+def summary(error: str | None = None) -> RequestSummary:
+    return RequestSummary(
+        model="somebody/some-model",
+        error=error,
+        finish_reasons=("eos", "length") if error is None else (),
+        usage=Usage(prompt_tokens=4, completion_tokens=22),
+        timing=Timing(queue_ms=1.0, load_ms=200.0, prefill_ms=9.0, decode_ms=100.0),
+    )
+
+
+def samples(metrics: Metrics) -> dict[str, float]:
+    """Value by name and label values: `requests_total ok`."""
+    found = {}
+    for family in text_string_to_metric_families(metrics.render().decode()):
+        for sample in family.samples:
+            assert sample.name.startswith("gpt2serve_")
+            assert not sample.name.endswith("_created")
+            key = " ".join([sample.name.removeprefix("gpt2serve_"), *sample.labels.values()])
+            found[key] = sample.value
+    return found
+
+
+def test_finished_request() -> None:
+    metrics = Metrics()
+    metrics.on_request_finished(summary())
+    found = samples(metrics)
+    assert found["requests_total ok"] == 1
+    assert found["prompt_tokens_total"] == 4
+    assert found["generation_tokens_total"] == 22
+    assert found["generations_total eos"] == found["generations_total length"] == 1
+    assert found["queue_seconds_sum"] == 0.001
+    assert found["load_wait_seconds_sum"] == 0.2
+    assert abs(found["time_to_first_token_seconds_sum"] - 0.21) < 1e-9
+    assert abs(found["request_duration_seconds_sum"] - 0.31) < 1e-9
+    # 22 tokens of 2 sequences: 10 decode steps each after the first token.
+    assert abs(found["time_per_output_token_seconds_sum"] - 0.01) < 1e-9
+
+
+def test_failed_request_counts_but_has_no_times() -> None:
+    metrics = Metrics()
+    metrics.on_request_finished(summary("generation_failed"))
+    found = samples(metrics)
+    assert found["requests_total generation_failed"] == 1
+    assert found["generation_tokens_total"] == 22
+    assert found["request_duration_seconds_count"] == 0
+
+
+def test_engine_events() -> None:
+    metrics = Metrics()
+    metrics.on_step("prefill", 5, 0.01)
+    metrics.on_step("decode", 5, 0.01)
+    metrics.on_model_wanted(hit=True)
+    metrics.on_model_wanted(hit=False)
+    metrics.on_load(0.5, ok=True)
+    metrics.on_load(0.1, ok=False)
+    metrics.on_evict("lru")
+    found = samples(metrics)
+    assert found["batch_size_sum prefill"] == found["batch_size_sum decode"] == 5
+    assert found["step_seconds_count decode"] == 1
+    assert found["model_cache_hits_total"] == found["model_cache_misses_total"] == 1
+    assert found["model_loads_total ok"] == found["model_loads_total failed"] == 1
+    assert found["model_load_seconds_sum"] == 0.5
+    assert found["model_evictions_total lru"] == 1
+
+
+def test_snapshot_is_read_at_scrape_time() -> None:
+    metrics = Metrics()
+    stats = EngineStats(requests_running=1, oldest_load_wait=2.5)
+    metrics.watch(lambda: stats)
+    assert samples(metrics)["requests_running"] == 1
+    stats = EngineStats(requests_running=2)
+    found = samples(metrics)
+    assert found["requests_running"] == 2
+    assert found["oldest_load_wait_seconds"] == 0
+
+
+def test_every_number_of_the_snapshot_is_shown() -> None:
+    assert set(_GAUGES) == set(EngineStats.__struct_fields__)
+
+
+def test_no_model_name_becomes_a_label() -> None:
+    metrics = Metrics()
+    metrics.on_request_finished(summary())
+    assert b"somebody" not in metrics.render()
+
+
+def test_two_apps_do_not_share_metrics() -> None:
+    one, other = Metrics(), Metrics()
+    one.on_model_wanted(hit=True)
+    assert samples(other)["model_cache_hits_total"] == 0
