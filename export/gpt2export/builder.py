@@ -42,7 +42,7 @@ class GraphBuilder:
         self, op: str, inputs: list[str], outputs: list[str], *, domain: str = "", **attributes: Any
     ) -> None:
         """Add a node whose outputs have the given names; '' leaves an optional output out."""
-        name = f"{op}_{len(self._nodes)}"
+        name = f"n{len(self._nodes)}"
         self._nodes.append(
             helper.make_node(op, inputs, outputs, name=name, domain=domain, **attributes)
         )

@@ -51,7 +51,7 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     generation = defaults.model_generation_config(folder, config)
     prefix = defaults.prefix_of(config)
     prefix_tokens = len(tokenizer.encode(prefix, add_special_tokens=False).ids)
-    bos, eos = _special_ids(generation, config.dimensions.vocab_size, folder)
+    bos, eos = _special_ids(generation, config, folder)
     tied = bool(config.raw.get("tie_word_embeddings", True))
     return Checkpoint(
         folder=folder,
@@ -96,24 +96,30 @@ def _check_folder(folder: Path) -> None:
         raise CheckpointError(f"{folder} is not a checkpoint: it has no config.json.")
 
 
-def _special_ids(generation: Any, vocab_size: int, folder: Path) -> tuple[int, tuple[int, ...]]:
-    """bos and eos. A model that names no bos begins an empty prompt with its eos.
+def _special_ids(generation: Any, config: ModelConfig, folder: Path) -> tuple[int, tuple[int, ...]]:
+    """bos and eos, from the generation config or else from config.json.
 
-    Ids outside the vocabulary are left out: GPT-2's own 50256 stays in the configs of models
-    that were trained with a smaller one, and can never be generated.
+    A model that names no bos begins an empty prompt with its eos. Ids outside the vocabulary are
+    left out: GPT-2's own 50256 stays in the configs of models that were trained with a smaller
+    one, and can never be generated.
     """
-    eos = generation.eos_token_id
-    wanted = eos if isinstance(eos, list) else [eos]
-    inside = tuple(number for number in wanted if _is_id(number, vocab_size))
-    bos = generation.bos_token_id
-    if _is_id(bos, vocab_size):
+    size = config.dimensions.vocab_size
+    bos, eos = generation.bos_token_id, generation.eos_token_id
+    bos = config.hf.bos_token_id if bos is None else bos
+    eos = config.hf.eos_token_id if eos is None else eos
+    inside = tuple(number for number in _as_list(eos) if _is_id(number, size))
+    if _is_id(bos, size):
         return bos, inside
     if not inside:
         raise CheckpointError(
             f"{folder}: neither bos_token_id ({bos}) nor eos_token_id ({eos}) is in the "
-            f"vocabulary of {vocab_size}; set them in config.json."
+            f"vocabulary of {size}; set them in config.json."
         )
     return inside[0], inside
+
+
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
 
 
 def _is_id(number: Any, vocab_size: int) -> bool:

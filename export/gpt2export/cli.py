@@ -58,7 +58,7 @@ exit status: 0 if every package is in the store, 1 if any failed, 2 for a wrong 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
-    args = parser.parse_args(arguments)
+    args = parser.parse_intermixed_args(arguments)  # options may stand between checkpoints
     try:
         jobs, options = _jobs(args), _options(args)
     except (UsageError, InvalidModelId) as error:
@@ -189,9 +189,9 @@ def _export(jobs: list[Job], options: Options, processes: int) -> int:
     many = len(jobs) > 1
     outcomes: list[Outcome] = []
     with tqdm(total=len(jobs), unit="model", disable=not many, file=sys.stderr) as bar:
-        for finished in run_all(
-            jobs, options, processes, bar.set_description_str if many else print
-        ):
+        # Beside a bar there is room for a few words only: what is being done now.
+        say = bar.set_postfix_str if many else print
+        for finished in run_all(jobs, options, processes, say):
             outcomes += finished
             bar.update()
     print(render(outcomes))

@@ -5,10 +5,13 @@ precedence transformers' defaults, the pipeline's own, `generation_config.json` 
 generation values in `config.json`), and `task_specific_params["text-generation"]`. A test holds
 `generation_defaults` to a real pipeline.
 
-One difference is meant. The pipeline falls back to 256 new tokens, and lets go of that for a
-`max_length` from `generation_config.json`, but forgets to for one from `task_specific_params`,
-where huggingtweets models have it: they would run on past the 160 tokens that they ask for.
-Here the model's own length counts in both cases.
+Two differences are meant; both are slips of the pipeline in which the model's own word is lost.
+
+- The pipeline falls back to 256 new tokens, and lets go of that for a `max_length` from
+  `generation_config.json`, but forgets to for one from `task_specific_params`, where
+  huggingtweets models have it: they would run on past the 160 tokens that they ask for.
+- A task-specific value that happens to equal transformers' default (temperature 1.0) gives way
+  to `generation_config.json`, though any other would not.
 """
 
 from __future__ import annotations

@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from gpt2export import portable, writer
-from gpt2export.calibration import read_calibration
+from gpt2export.calibration import read_calibration, windows
 from gpt2export.checkpoint import Checkpoint, load_checkpoint, source_hash
 from gpt2export.errors import ExportError
 from gpt2export.hub import Located, locate
 from gpt2export.package_files import source_of, write_manifest, write_model
+from gpt2export.reference import Reference
+from gpt2export.smooth import Ranges
 from gpt2export.verify import verify
 from gpt2serve.package import (
     Manifest,
@@ -79,7 +81,7 @@ class Exporter:
         """Raises nothing for what is wrong with the job: that becomes an outcome."""
         options, model = self._options, self._job.model
         try:
-            text = read_calibration(options.calibration) if options.verify else ""
+            text = read_calibration(options.calibration)
             located = locate(self._job.checkpoint)
             source = source_of(located.name, source_hash(located.folder))
         except ExportError as error:
@@ -108,7 +110,8 @@ class Exporter:
     ) -> Outcome:
         options, model = self._options, self._job.model
         destination = package_path(options.store, model, target, precision)
-        old = None if options.force else _current(destination, model, source, text)
+        digest = _digest(text) if options.verify else None
+        old = None if options.force else _current(destination, model, source, digest)
         if old is not None:
             return _outcome("unchanged", old)
         checkpoint = self._checkpoint(located)
@@ -116,7 +119,7 @@ class Exporter:
             folder = temporary / variant_name(target, precision)
             folder.mkdir()
             self._say(f"{model}: writing {folder.name}")
-            write_model(folder, checkpoint, precision)
+            write_model(folder, checkpoint, precision, self._ranges(checkpoint, precision, text))
             report = self._verify(folder, checkpoint, precision, text)
             manifest = write_manifest(
                 folder,
@@ -141,6 +144,11 @@ class Exporter:
         self._say(f"{self._job.model}: {_summary(report)}")
         return {"calibration_sha256": _digest(text)} | report
 
+    def _ranges(self, checkpoint: Checkpoint, precision: Precision, text: str) -> Ranges | None:
+        if precision != "int8":
+            return None
+        return Reference(checkpoint).ranges(windows(checkpoint, text))
+
     def _portable(self, located: Located, source: Source) -> Outcome:
         store, model, name = self._options.store, self._job.model, portable.FOLDER
         if not self._options.force and portable.is_current(store, model, source.sha256):
@@ -160,7 +168,7 @@ class Exporter:
         return self._loaded
 
 
-def _current(destination: Path, model: str, source: Source, text: str) -> Manifest | None:
+def _current(destination: Path, model: str, source: Source, digest: str | None) -> Manifest | None:
     """The manifest of a package that the same export would only make again."""
     try:
         manifest = read_manifest(destination)
@@ -169,7 +177,7 @@ def _current(destination: Path, model: str, source: Source, text: str) -> Manife
     if manifest.id != model or manifest.source != source:
         return None
     verified = manifest.verification.get("calibration_sha256")
-    return manifest if not text or verified == _digest(text) else None
+    return manifest if digest in (None, verified) else None
 
 
 def _outcome(status: Literal["exported", "unchanged"], manifest: Manifest) -> Outcome:

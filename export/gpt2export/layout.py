@@ -73,6 +73,8 @@ def _tensors(
         # The LM head multiplies by this matrix as it lies; the embedding gathers its columns.
         yield "wte.weight", "int8", (hidden, vocab)
         yield "wte.scale", "float32", (vocab,)
+        # Undoes in the embedding what smooths the LM head's input.
+        yield "wte.channel", "float32", (hidden,)
         # Rows of position embeddings have outliers that int8 would not keep; float16 does.
         yield "wpe.weight", "float16", (dimensions.context_length, hidden)
     else:

@@ -13,24 +13,32 @@ from gpt2export.checkpoint import Checkpoint
 from gpt2export.graph import build_graph, input_names, kv_layout, output_names
 from gpt2export.layout import TensorSpec, weights_layout
 from gpt2export.quantize import convert
+from gpt2export.smooth import Ranges
 from gpt2serve import package
 from gpt2serve.package import Dimensions, Manifest, Precision, Target
 
 
-def write_model(folder: Path, checkpoint: Checkpoint, precision: Precision) -> None:
-    """Graph, weights and tokenizer; the manifest comes last, when the numbers are known."""
+def write_model(
+    folder: Path, checkpoint: Checkpoint, precision: Precision, ranges: Ranges | None = None
+) -> None:
+    """Graph, weights and tokenizer; the manifest comes last, when the numbers are known.
+
+    `ranges`: what int8 is smoothed by.
+    """
     dimensions = checkpoint.dimensions
     graph = build_graph(dimensions, precision, checkpoint.config.epsilon)
     (folder / package.GRAPH_FILE).write_bytes(graph)
-    _write_weights(folder / package.WEIGHTS_FILE, checkpoint, precision)
+    _write_weights(folder / package.WEIGHTS_FILE, checkpoint, precision, ranges)
     (folder / package.TOKENIZER_FILE).write_text(checkpoint.tokenizer_text, encoding="utf-8")
 
 
-def _write_weights(path: Path, checkpoint: Checkpoint, precision: Precision) -> None:
+def _write_weights(
+    path: Path, checkpoint: Checkpoint, precision: Precision, ranges: Ranges | None
+) -> None:
     """One tensor in memory at a time, beside the checkpoint's own."""
     tensors = {name: tensor.numpy() for name, tensor in checkpoint.tensors.items()}
     specs = weights_layout(checkpoint.dimensions, precision)
-    arrays = convert(tensors, precision, checkpoint.dimensions.layers)
+    arrays = convert(tensors, precision, checkpoint.dimensions.layers, ranges)
     with path.open("wb") as file:
         for spec, (name, array) in zip(specs, arrays, strict=True):
             _check_fits(spec, name, array)

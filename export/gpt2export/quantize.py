@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpt2export.layout import LINEARS
+from gpt2export.smooth import Ranges, smooth_head, smooth_layer
 from gpt2serve.package import Precision
 
 Array = NDArray[Any]
@@ -21,28 +22,45 @@ GELU_OFFSET = float(np.float32(0.1701))
 INT8_MAX = 127
 
 
-def convert(tensors: Mapping[str, Array], precision: Precision, layers: int) -> Iterator[Named]:
+def convert(
+    tensors: Mapping[str, Array], precision: Precision, layers: int, ranges: Ranges | None = None
+) -> Iterator[Named]:
     """Yield every tensor of `weights_layout`, in its order.
 
-    `tensors` are float32, named as in the checkpoint without `transformer.`.
+    `tensors` are float32, named as in the checkpoint without `transformer.`. For int8 they are
+    smoothed by `ranges`, layer by layer to hold little at once; without, they are taken as
+    they are.
     """
+    if precision != "int8":
+        ranges = None
+    around = tensors if ranges is None else smooth_head(tensors, ranges)
+    yield from _embeddings(around, tensors["wpe.weight"], precision)
+    for layer in range(layers):
+        own = tensors if ranges is None else smooth_layer(tensors, ranges, layer)
+        yield from _layer(own, precision, f"h.{layer}")
+    yield from _norm(around, precision, "ln_f")
+
+
+def _embeddings(tensors: Mapping[str, Array], wpe: Array, precision: Precision) -> Iterator[Named]:
+    weight = tensors["wte.weight"]
     if precision == "int8":
-        quantized, scale = quantize_columns(tensors["wte.weight"].T)
+        quantized, scale = quantize_columns(weight.T)
         yield "wte.weight", quantized
         yield "wte.scale", scale
-        yield "wpe.weight", _plain(tensors["wpe.weight"], "fp16")
+        yield "wte.channel", tensors.get("wte.channel", np.ones(weight.shape[1], np.float32))
+        yield "wpe.weight", _plain(wpe, "fp16")
     else:
-        yield "wte.weight", _plain(tensors["wte.weight"], precision)
-        yield "wpe.weight", _plain(tensors["wpe.weight"], precision)
-    for layer in range(layers):
-        name = f"h.{layer}"
-        yield from _norm(tensors, precision, f"{name}.ln_1")
-        yield from _linear(tensors, precision, f"{name}.{LINEARS[0]}")
-        yield from _linear(tensors, precision, f"{name}.{LINEARS[1]}")
-        yield from _norm(tensors, precision, f"{name}.ln_2")
-        yield from _linear(tensors, precision, f"{name}.{LINEARS[2]}")
-        yield from _linear(tensors, precision, f"{name}.{LINEARS[3]}", after_gelu=True)
-    yield from _norm(tensors, precision, "ln_f")
+        yield "wte.weight", _plain(weight, precision)
+        yield "wpe.weight", _plain(wpe, precision)
+
+
+def _layer(tensors: Mapping[str, Array], precision: Precision, name: str) -> Iterator[Named]:
+    yield from _norm(tensors, precision, f"{name}.ln_1")
+    yield from _linear(tensors, precision, f"{name}.{LINEARS[0]}")
+    yield from _linear(tensors, precision, f"{name}.{LINEARS[1]}")
+    yield from _norm(tensors, precision, f"{name}.ln_2")
+    yield from _linear(tensors, precision, f"{name}.{LINEARS[2]}")
+    yield from _linear(tensors, precision, f"{name}.{LINEARS[3]}", after_gelu=True)
 
 
 def quantize_columns(weight: Array) -> tuple[Array, Array]:

@@ -82,6 +82,7 @@ class Int8Recipe:
         scale = graph.node("Gather", ["wte.scale", ids])
         scale = graph.node("Unsqueeze", [scale, "axis"])
         token = graph.node("Mul", [rows, scale])
+        token = graph.node("Mul", [token, "wte.channel"])
         position = graph.node("Gather", ["wpe.weight", positions])
         position = graph.node("Cast", [position], to=TensorProto.FLOAT)
         return graph.node("Add", [token, position])

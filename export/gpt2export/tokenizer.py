@@ -71,25 +71,36 @@ def _build(folder: Path) -> Tokenizer:
 
 
 def _add_tokens(tokenizer: Tokenizer, folder: Path) -> None:
-    """Special tokens, and the added ones under the ids that the file gives them."""
+    """Added tokens under the ids that the files give them, and special ones.
+
+    A special token that no file gives an id (a padding token, mostly) is left out: the model
+    has no embedding for it.
+    """
     from tokenizers import AddedToken
 
     special = _special_tokens(folder)
-    added = _optional_json(folder / "added_tokens.json")
-    for token, number in sorted(added.items(), key=lambda item: item[1]):
+    for token, number in sorted(_added_tokens(folder).items(), key=lambda item: item[1]):
         # add_tokens gives the next free id: the order of the ids keeps them.
-        if token in special:
-            tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False)])
-        else:
-            tokenizer.add_tokens([AddedToken(token, normalized=False)])
+        tokenizer.add_tokens([AddedToken(token, normalized=False)])
         if tokenizer.token_to_id(token) != number:
             raise CheckpointError(
-                f"{folder / 'added_tokens.json'}: {token!r} would get id "
-                f"{tokenizer.token_to_id(token)}, the file says {number}."
+                f"{folder}: the added token {token!r} would get id "
+                f"{tokenizer.token_to_id(token)}, its file says {number}."
             )
+    known = [token for token in special if tokenizer.token_to_id(token) is not None]
     tokenizer.add_special_tokens(
-        [AddedToken(token, special=True, normalized=False) for token in special]
+        [AddedToken(token, special=True, normalized=False) for token in known]
     )
+
+
+def _added_tokens(folder: Path) -> dict[str, int]:
+    """Token to id, from `added_tokens.json` and, as newer versions write it, the config."""
+    listed = _optional_json(folder / "tokenizer_config.json").get("added_tokens_decoder")
+    found = {}
+    for number, entry in listed.items() if isinstance(listed, dict) else ():
+        for token in _contents([entry]):
+            found[token] = int(number)
+    return found | _optional_json(folder / "added_tokens.json")
 
 
 def _special_tokens(folder: Path) -> list[str]:

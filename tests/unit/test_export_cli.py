@@ -1,0 +1,105 @@
+"""The command line: what it refuses before it starts, and what it says."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gpt2export import batch, cli, hub
+from gpt2export.errors import HubError
+from gpt2export.exporter import Job, Options, Outcome
+from gpt2export.table import render
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    with pytest.raises(SystemExit) as caught:
+        cli.main([*arguments, "--store", "store"])
+    assert caught.value.code == 2
+    return capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["a", "--precision", "fp16"], "fp16 is for --target cuda"),
+        (["a", "--target", "cuda", "--precision", "int8"], "int8 is for --target cpu"),
+        (["a", "--target", "cuda", "--precision", "fp32"], "fp32 is for --target cpu"),
+        (["a", "--target", "cpu", "--target", "cuda", "--precision", "int8"], "--target cpu"),
+        (["a", "b", "--id", "x"], "--id names one model"),
+        (["a", "--id", "../x"], "is not a model id"),
+        (["a", "--id", "a/b/c"], "is not a model id"),
+        (["a", "--id", "org/generate"], "reserved"),
+        (["a", "--id", "org/cpu-int8"], "a package's folder"),
+        (["a", "--id", "org/portable"], "a package's folder"),
+        (["x/a/m", "y/a/m"], "several checkpoints would become m"),
+        (["a", "--no-verify", "--calibration", "c"], "no use with --no-verify"),
+        (["a", "--calibration", "missing.txt"], "there is no file missing.txt"),
+        (["a", "--jobs", "0"], "at least 1"),
+        (["a", "--jobs", "two"], "invalid"),
+        (["/"], "is not a model id"),
+    ],
+)
+def test_options_that_do_not_go_together(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], words: str
+) -> None:
+    assert words in refusal(capsys, *arguments)
+
+
+def test_the_id_is_the_folders_name_or_the_hub_id(tmp_path: Path) -> None:
+    (tmp_path / "my-model").mkdir()
+    assert hub.default_id(f"{tmp_path}/my-model/") == "my-model"
+    assert hub.default_id("huggingtweets/bestmusiclyric-bygpt3") == (
+        "huggingtweets/bestmusiclyric-bygpt3"
+    )
+
+
+def test_a_hub_id_without_a_network_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(HubError, match=r"cannot be reached.*needs a network"):
+        hub.locate("huggingtweets/nobody-at-all")
+
+
+def test_help_teaches_and_loads_nothing_heavy() -> None:
+    code = (
+        "import sys; from gpt2export import cli\n"
+        "try: cli.main(['--help'])\n"
+        "except SystemExit: print(sorted({'torch', 'transformers', 'onnx'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "examples:" in done.stdout
+    assert done.stdout.rstrip().endswith("[]")
+
+
+def test_a_failure_in_one_checkpoint_does_not_stop_the_next(tmp_path: Path) -> None:
+    jobs = [Job(str(tmp_path / f"./none-{n}"), f"none-{n}") for n in range(3)]
+    variants = (("cpu", "int8"), ("cuda", "fp16"))
+    options = Options(store=tmp_path, variants=variants, portable=True)
+    found = list(batch.run_all(jobs, options, 1, lambda line: None))
+    assert [[outcome.variant for outcome in one] for one in found] == [
+        ["cpu-int8", "cuda-fp16", "portable"]
+    ] * 3
+    assert all(outcome.status == "failed" for one in found for outcome in one)
+
+
+def test_the_table() -> None:
+    outcomes = [
+        Outcome("a/long-name", "cpu-int8", "exported", 127_800_000, 9.04, 0.00112),
+        Outcome("b", "cpu-fp32", "failed", seconds=0.3, message="It has no config.json."),
+        Outcome("c", "portable", "unchanged", 1_000_000),
+    ]
+    assert render(outcomes).splitlines() == [
+        "id           variant       size   time  perplexity  status",
+        "a/long-name  cpu-int8  127.8 MB  9.0 s     +0.112%  exported",
+        "b            cpu-fp32         -  0.3 s           -  failed",
+        "c            portable    1.0 MB  0.0 s           -  unchanged",
+        "",
+        "b (cpu-fp32): It has no config.json.",
+    ]
