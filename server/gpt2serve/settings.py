@@ -154,6 +154,9 @@ def engine_settings(
     ):
         if getattr(settings, field) < low:
             raise SettingsError(f"{field} must be at least {low}.")
+    for field in ("model_max_wait", "load_retry_min", "load_retry_max"):
+        if not 0 <= getattr(settings, field) < math.inf:
+            raise SettingsError(f"{field} must be a number of seconds, 0 or more.")
     return settings
 
 

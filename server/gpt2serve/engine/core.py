@@ -22,7 +22,7 @@ from gpt2serve.engine.request import Request
 from gpt2serve.engine.store import ModelStore, Package
 from gpt2serve.engine.stream import Outbox
 from gpt2serve.engine.worker import ModelWorker
-from gpt2serve.errors import EngineClosed, Gpt2ServeError, ModelLoadFailed, RequestAborted
+from gpt2serve.errors import EngineClosed, Gpt2ServeError, RequestAborted
 from gpt2serve.settings import EngineSettings
 
 
@@ -73,15 +73,18 @@ class EngineCore:
         observer: Observer,
         clock: Callable[[], float],
         on_request_ended: Callable[[], None],
+        on_stopped: Callable[[], None],
     ) -> None:
         self.inbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
         self.stats = EngineStats()
         self.pool = KVPool(settings.kv_cache_bytes)
         self.outbox = Outbox()
+        self.kv_reserved_for: str | None = None
         self.observer = observer
         self.clock = clock
         self._settings = settings
         self._on_request_ended = on_request_ended
+        self._on_stopped = on_stopped
         self._loader = Loader(
             store, device=device, threads=threads, report=self.inbox.put, clock=clock
         )
@@ -118,6 +121,7 @@ class EngineCore:
         finally:
             # Also after an error of our own: nobody may be left waiting for an answer.
             self._stopping = True
+            self._on_stopped()  # nothing comes into the inbox after this
             self._abort_all()
             self.outbox.flush()
 
@@ -127,7 +131,14 @@ class EngineCore:
             (worker for worker in self._workers.values() if worker.has_work),
             key=lambda worker: worker.virtual_time,
         )
+        self.kv_reserved_for = self._starved(working)
         return any(worker.step() for worker in working)
+
+    def _starved(self, working: list[ModelWorker]) -> str | None:
+        """The model that has waited too long for KV cache; others admit nothing until it has."""
+        patience = self.clock() - self._settings.model_max_wait
+        starved = [w for w in working if w.starved_since is not None and w.starved_since < patience]
+        return min(starved, key=lambda w: w.starved_since or 0.0).key if starved else None
 
     def _receive(self, *, wait: bool) -> None:
         """Handle what is in the inbox; wait for something if there is nothing else to do."""
@@ -235,6 +246,7 @@ class EngineCore:
         if not waiting and self.cache.state(request.key, self.clock()) == "cold":
             self._loading.pop(request.key, None)
             self._packages.pop(request.key, None)
+            self._start_loads()  # it may have been what others were kept waiting for
 
     def _refuse(self, message: Submit | Preload, error: Gpt2ServeError) -> None:
         """End a request that holds no lease (any more)."""
@@ -269,6 +281,12 @@ class EngineCore:
     # -- models ---------------------------------------------------------------------------
 
     def _start_loads(self) -> None:
+        if self._stopping:
+            return
+        for key, error in self.cache.take_impossible().items():
+            self._packages.pop(key, None)
+            for message in self._loading.pop(key, []):
+                self._refuse(message, error)
         for key in self.cache.start_loads(self.clock()):
             self._loader.load(self._packages[key])
         while self._held_back and not self._must_hold_back(self._held_back[0].request.key):
@@ -297,10 +315,8 @@ class EngineCore:
     def _load_failed(
         self, key: str, waiting: list[Submit | Preload], cause: Exception | None
     ) -> None:
-        self.cache.failed(key, f"The model could not be loaded: {cause}", self.clock())
-        error = ModelLoadFailed(
-            f"The model could not be loaded: {cause}", retry_after=self._settings.load_retry_min
-        )
+        reason = f"The model could not be loaded: {cause}"
+        error = self.cache.failed(key, reason, self.clock())
         error.__cause__ = cause
         for message in waiting:
             self._refuse(message, error)
@@ -315,7 +331,7 @@ class EngineCore:
 
     def _abort_all(self) -> None:
         error = EngineClosed("The engine was closed.")
-        for worker in self._workers.values():
+        for worker in list(self._workers.values()):  # a model may go with its last request
             for request in worker.requests():
                 worker.cancel(request, error)
         for messages in self._loading.values():

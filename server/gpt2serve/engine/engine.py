@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
@@ -29,8 +30,10 @@ from gpt2serve.errors import (
     DeviceUnavailable,
     EngineClosed,
     InvalidRequest,
+    ModelNotFound,
     ModelTooLarge,
     Overloaded,
+    PackageError,
     SettingsError,
 )
 from gpt2serve.package import VARIANTS, Manifest
@@ -98,6 +101,7 @@ class Engine:
         self._draining = False
         self._started = False
         self._closed = False
+        self._dead = False
         self._all_ended = threading.Condition(self._lock)
         self._core = EngineCore(
             settings,
@@ -107,6 +111,7 @@ class Engine:
             observer=observer or NoObserver(),
             clock=clock,
             on_request_ended=self._request_ended,
+            on_stopped=self._stopped,
         )
 
     # -- life -----------------------------------------------------------------------------
@@ -226,15 +231,6 @@ class Engine:
 
     def _admit(self, prepared: PreparedRequest, stream: Stream, *, wants_tokens: bool) -> Request:
         """Take a place in the queue, which the end of the request gives back."""
-        with self._lock:
-            if self._draining or not self._started:
-                raise EngineClosed
-            if self._admitted >= self.settings.max_queue:
-                raise Overloaded(
-                    f"{self._admitted} requests are being worked on or waiting already.",
-                    retry_after=1.0,
-                )
-            self._admitted += 1
         request = Request(
             key=prepared.package.key,
             model=prepared.model,
@@ -247,8 +243,23 @@ class Engine:
         )
         manifest = prepared.package.manifest
         request.make_sequences(manifest.eos_token_ids, prepared.tokenizer.token_bytes)
-        self._core.inbox.put(Submit(request, prepared.package))
+        with self._lock:
+            if self._draining or not self._started:
+                raise EngineClosed
+            if self._admitted >= self.settings.max_queue:
+                raise Overloaded(
+                    f"{self._admitted} requests are being worked on or waiting already.",
+                    retry_after=1.0,
+                )
+            self._admitted += 1
+            # Under the lock, so that nothing comes after the `Stop` of `close`.
+            self._core.inbox.put(Submit(request, prepared.package))
         return request
+
+    def _stopped(self) -> None:
+        """The engine thread takes no more messages, whatever the reason."""
+        with self._lock:
+            self._dead = self._draining = True
 
     def _request_ended(self) -> None:
         with self._all_ended:
@@ -276,10 +287,14 @@ class Engine:
     def load(self, model: str, *, pin: bool = False) -> None:
         """Load a model and wait for it; `pin` keeps it from being evicted.
 
-        Raises `ModelNotFound`, `PackageError` or `ModelUnavailable`.
+        Raises `ModelNotFound`, `PackageError`, `ModelUnavailable` or `EngineClosed`.
         """
         done: Future[None] = Future()
-        self._core.inbox.put(Preload(self._store.resolve(model), pin, done))
+        preload = Preload(self._store.resolve(model), pin, done)
+        with self._lock:
+            if self._closed or self._dead or not self._started:
+                raise EngineClosed
+            self._core.inbox.put(preload)
         done.result()
 
     def describe(self, model: str) -> Manifest:
@@ -297,7 +312,11 @@ class Engine:
         return found
 
     def _status(self, model: str) -> ModelStatus:
-        package = self._store.resolve(model)
+        try:
+            package = self._store.resolve(model)
+        except (PackageError, ModelNotFound):
+            # A package that cannot be used, or is gone by now, must not hide all others.
+            return ModelStatus(id=model, state="failed", bytes=0)
         return ModelStatus(
             id=model,
             state=self._core.cache.state(package.key, self._clock()),
@@ -316,7 +335,13 @@ class Engine:
             return False
         loop = asyncio.get_running_loop()
         answered = asyncio.Event()
-        self._core.inbox.put(Call(lambda: loop.call_soon_threadsafe(answered.set)))
+
+        def answer() -> None:
+            # Who asked may have given up, and its loop may be closed.
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(answered.set)
+
+        self._core.inbox.put(Call(answer))
         try:
             await asyncio.wait_for(answered.wait(), timeout)
         except TimeoutError:

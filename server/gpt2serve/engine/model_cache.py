@@ -73,22 +73,23 @@ class ModelCache:
         entry = self._entries.get(key)
         if entry is None:
             self._refuse_failed(key, now)
-            if size > self._room_at_most():
-                raise ModelTooLarge(
-                    f"{key} needs {size:,} bytes, and at most {self._room_at_most():,} of the "
-                    "model cache can be given to it; raise --model-cache-bytes."
-                )
+            if size > self._room_at_most(key):
+                raise self._too_large(key, size)
             entry = self._entries[key] = Entry(size, State.BLOCKED, since=now)
         entry.leases += 1
         self._entries.move_to_end(key)
         return entry.state
 
     def release(self, key: str) -> None:
-        """Give a lease back. A blocked model that nobody waits for is forgotten."""
+        """Give a lease back. A blocked model that nobody waits for is forgotten.
+
+        If models measured more than was predicted, those that can go now do.
+        """
         entry = self._entries[key]
         entry.leases -= 1
         if entry.leases == 0 and entry.state is State.BLOCKED and not entry.pinned:
             del self._entries[key]
+        self._make_room(0)
 
     def pin(self, key: str) -> None:
         """Never evict `key`, which must have been acquired."""
@@ -100,11 +101,25 @@ class ModelCache:
         """Make room for blocked models, first come, first served; returns those to load now."""
         started = []
         for key, entry in self._blocked():
+            if entry.size > self._room_at_most(key):
+                continue  # see `take_impossible`
             if not self._make_room(entry.size):
                 break
             entry.state, entry.since = State.LOADING, now
             started.append(key)
         return started
+
+    def take_impossible(self) -> dict[str, ModelTooLarge]:
+        """Forget blocked models that cannot fit any more, for what was pinned meanwhile.
+
+        Returns the error for those that waited; their leases end.
+        """
+        taken = {}
+        for key, entry in self._blocked():
+            if entry.size > self._room_at_most(key):
+                taken[key] = self._too_large(key, entry.size)
+                del self._entries[key]
+        return taken
 
     def loaded(self, key: str, measured: int) -> None:
         """The load ended well and the model takes `measured` bytes.
@@ -117,12 +132,16 @@ class ModelCache:
         self._failures.pop(key, None)
         self._make_room(0)
 
-    def failed(self, key: str, message: str, now: float) -> None:
-        """The load failed: all leases end, and requests are refused for a while."""
+    def failed(self, key: str, message: str, now: float) -> ModelLoadFailed:
+        """The load failed: all leases end, and requests are refused for a while.
+
+        Returns the error for those that waited.
+        """
         del self._entries[key]
         before = self._failures.get(key)
         backoff = min(before.backoff * 2 if before else self._retry_min, self._retry_max)
         self._failures[key] = Failure(message, now + backoff, backoff)
+        return ModelLoadFailed(message, retry_after=backoff)
 
     def evict(self, key: str) -> bool:
         """Evict `key` if it is resident and nobody has a lease."""
@@ -177,8 +196,17 @@ class ModelCache:
         waiting = [(k, e) for k, e in self._entries.items() if e.state is State.BLOCKED]
         return sorted(waiting, key=lambda item: item[1].since)
 
-    def _room_at_most(self) -> int:
-        return self.budget - sum(e.size for e in self._entries.values() if e.pinned)
+    def _room_at_most(self, key: str) -> int:
+        """Bytes that `key` could ever get: all but what others have pinned."""
+        return self.budget - sum(
+            entry.size for other, entry in self._entries.items() if entry.pinned and other != key
+        )
+
+    def _too_large(self, key: str, size: int) -> ModelTooLarge:
+        return ModelTooLarge(
+            f"{key} needs {size:,} bytes, and at most {self._room_at_most(key):,} of the model "
+            "cache can be given to it; raise --model-cache-bytes."
+        )
 
     def _make_room(self, size: int) -> bool:
         """Evict until `size` bytes more fit; evicts nothing if that cannot be reached."""

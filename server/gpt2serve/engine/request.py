@@ -80,6 +80,8 @@ class Request:
     sequences: list[Sequence] = field(default_factory=list)
     completion_tokens: int = 0
     cancelled: bool = False
+    #: The one end that every request has has been told.
+    ended: bool = False
 
     @property
     def prompt_length(self) -> int:

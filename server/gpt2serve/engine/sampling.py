@@ -17,6 +17,7 @@ import numpy.typing as npt
 from gpt2serve.engine.randomness import uniform
 from gpt2serve.engine.top_k import Floats, Ids, top_candidates
 
+NO_TOKEN = -1
 #: Above this, a row is worked on alone.
 LARGEST_BATCHED_K = 256
 #: Candidates looked at first when only top-p bounds them; they nearly always suffice.
@@ -68,9 +69,12 @@ class BatchSampler:
         self._batched = _Filter([n for n in drawn if 0 < rows[n].top_k <= LARGEST_BATCHED_K], rows)
         self._alone = [n for n in drawn if not 0 < rows[n].top_k <= LARGEST_BATCHED_K]
 
+    @np.errstate(invalid="ignore")  # rows without a possible token compute with NaN
     def sample(self, logits: Floats) -> tuple[Ids, Floats | None]:
         """Token ids [rows], and their log-probabilities [rows] if any row wants them.
 
+        A row in which no token is possible, because every one is banned or the logits are no
+        numbers, gets `NO_TOKEN`.
         logits: [rows, vocabulary], overwritten. The log-probability is the model's own,
         that is before penalties, temperature and filters.
         """
@@ -87,9 +91,9 @@ class BatchSampler:
             for n in self._alone:
                 tokens[n] = _draw_alone(logits[n], self.rows[n], float(draws[n]))
         at = (np.arange(len(tokens)), tokens)
-        if not np.isfinite(logits[at]).all():
-            raise FloatingPointError("the model's logits are not finite")
-        return tokens, None if norm is None else raw[at] - norm
+        logprobs = None if norm is None else raw[at] - norm
+        tokens[~np.isfinite(logits[at])] = NO_TOKEN
+        return tokens, logprobs
 
     def _remember(self, logits: Floats) -> tuple[Floats, Floats | None]:
         """The logits before editing and their log-sum-exp; nothing is computed in vain."""
@@ -171,7 +175,8 @@ def _draw_alone(logits: Floats, row: SamplingRow, draw: float) -> int:
     if row.top_p >= 1:
         # Nothing is filtered, so the order does not matter: ids ascending, no sorting.
         cumulative = weights.cumsum()
-        return int(np.searchsorted(cumulative, draw * cumulative[-1], side="right"))
+        drawn = int(np.searchsorted(cumulative, draw * cumulative[-1], side="right"))
+        return min(drawn, vocabulary - 1)  # beyond the end only if nothing is a number
     total = float(weights.sum())
     ids = top_candidates(logits[None], min(FIRST_LOOK, vocabulary))[1][0]
     if weights[ids].sum() <= row.top_p * total:

@@ -189,5 +189,6 @@ class Scheduler:
             slots += len(self.long.sequences)
         if slots > self._max_batch_size:
             return False
-        longest = max(request.prompt_length for request in joining)
+        prompts = [*joining, self.long] if self.long is not None else joining
+        longest = max(request.prompt_length for request in prompts)
         return self._kv_fits(self.shape(joining), max(self._chunk, longest))

@@ -106,7 +106,7 @@ class ModelStore:
         for first in _in_order(self.root):
             if self._is_model(first.name):
                 yield first.name
-            elif first.is_dir() and not first.name.startswith("."):
+            if first.is_dir() and not first.name.startswith("."):
                 for second in _in_order(first):
                     if self._is_model(f"{first.name}/{second.name}"):
                         yield f"{first.name}/{second.name}"

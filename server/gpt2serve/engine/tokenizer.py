@@ -12,7 +12,7 @@ from pathlib import Path
 
 import tokenizers
 
-from gpt2serve.errors import CorruptPackage
+from gpt2serve.errors import CorruptPackage, InvalidRequest
 from gpt2serve.package import sha256_of
 
 
@@ -47,7 +47,11 @@ class Tokenizer:
         self._bytes: dict[int, bytes] = dict(self._special)
 
     def encode(self, text: str) -> list[int]:
-        ids: list[int] = self._inner.encode(text, add_special_tokens=False).ids
+        """Raises `InvalidRequest` for what is no text."""
+        try:
+            ids: list[int] = self._inner.encode(text, add_special_tokens=False).ids
+        except TypeError as error:  # half of a surrogate pair
+            raise InvalidRequest("prompt", "is not valid Unicode") from error
         return ids
 
     def token_bytes(self, token: int) -> bytes:

@@ -22,15 +22,17 @@ def top_candidates(logits: Floats, k: int) -> tuple[Floats, Ids]:
 
     logits: [rows, vocabulary]; returns two arrays [rows, width]: in descending order of
     value, then ascending order of id; rows with fewer candidates end in -inf. Which
-    candidates a row has beyond its k largest depends on `k`; their order does not.
+    candidates a row has beyond its k largest depends on `k`; their order does not. A row of
+    NaN has none.
     """
-    row, token = _at_least_kth(logits, min(k, logits.shape[1]))
+    k = min(k, logits.shape[1])
+    row, token = _at_least_kth(logits, k)
     value = logits[row, token]
     order = np.lexsort((token, -value, row))
     row, token, value = row[order], token[order], value[order]
     counts = np.bincount(row, minlength=len(logits))
     column = np.arange(len(row)) - (np.cumsum(counts) - counts)[row]
-    shape = (len(logits), int(counts.max()))
+    shape = (len(logits), max(int(counts.max()), k))
     values = np.full(shape, -np.inf, dtype=np.float32)
     ids = np.zeros(shape, dtype=np.int64)
     values[row, column] = value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Protocol
@@ -14,7 +15,7 @@ from gpt2serve.engine.kv_cache import NOTHING, KVPool, KVShape, resized
 from gpt2serve.engine.observer import Observer, StepKind
 from gpt2serve.engine.request import Request, Sequence
 from gpt2serve.engine.runner import Batch, Floats, Runner
-from gpt2serve.engine.sampling import BatchSampler
+from gpt2serve.engine.sampling import NO_TOKEN, BatchSampler
 from gpt2serve.engine.scheduler import Decode, Plan, Prefill, PrefillChunk, Scheduler
 from gpt2serve.engine.stream import Outbox
 from gpt2serve.errors import Gpt2ServeError, StepFailed
@@ -27,6 +28,8 @@ class Host(Protocol):
     outbox: Outbox
     observer: Observer
     clock: Callable[[], float]
+    #: The only model that may take more KV cache now, if there is one.
+    kv_reserved_for: str | None
 
     def request_ended(self, request: Request, error: Gpt2ServeError | None) -> None:
         """Called exactly once for each request that was added to the worker."""
@@ -60,8 +63,10 @@ class ModelWorker:
             max_batch_size=max_batch_size,
             prefill_chunk=prefill_chunk,
             context_length=manifest.dimensions.context_length,
-            kv_fits=lambda shape, extra: host.pool.fits(key, self._kv_bytes(shape, extra)),
+            kv_fits=self._kv_fits,
         )
+        #: Since when nothing runs although requests wait, for want of KV cache.
+        self.starved_since: float | None = None
         self._batch: Batch | None = None
         self._long_prompt: Batch | None = None
         self._sampler: BatchSampler | None = None
@@ -76,9 +81,12 @@ class ModelWorker:
     def step(self) -> bool:
         """One step; False if there is no room for one yet. Its failure ends its requests only."""
         plan = self.scheduler.schedule()
-        if plan is None:
-            return False
         started = self._host.clock()
+        if plan is None:
+            if self.starved_since is None:
+                self.starved_since = started
+            return False
+        self.starved_since = None
         concerned = self._concerned(plan)
         rows = sum(len(request.unfinished) for request in concerned)
         try:
@@ -88,7 +96,7 @@ class ModelWorker:
         except Exception as error:
             failure = StepFailed(f"The model failed while generating: {error}")
             failure.__cause__ = error
-            self._drop([r for r in concerned if r.unfinished], failure)
+            self._drop([r for r in concerned if not r.ended], failure)
         self._give_back_memory()
         seconds = self._host.clock() - started
         self.virtual_time += seconds / rows
@@ -163,7 +171,11 @@ class ModelWorker:
         live = len(self.scheduler.running)
         slots = [self.scheduler.join(request) for request in requests]
         self._sampler = None
-        self._resize(self.scheduler.shape(), live=live)
+        try:
+            self._resize(self.scheduler.shape(), live=live)
+        except Exception:
+            del self.scheduler.running[live:]  # they have no slots that could be moved
+            raise
         assert self._batch is not None  # noqa: S101
         for row, request in enumerate(requests):
             self._batch.kv.copy(prompts.kv, row, slots[row], request.prompt_length)
@@ -183,9 +195,12 @@ class ModelWorker:
         tokens, logprobs = sampler.sample(output.logits)
         chances = np.zeros(len(tokens)) if logprobs is None else logprobs
         now = self._host.clock()
-        for sequence, token, logprob in zip(
-            output.sequences, tokens.tolist(), chances.tolist(), strict=True
-        ):
+        drawn = list(zip(output.sequences, tokens.tolist(), chances.tolist(), strict=True))
+        stuck = dict.fromkeys(s.request for s, token, _ in drawn if token == NO_TOKEN)
+        self._drop(stuck, StepFailed("The model has no token left that it may generate."))
+        for sequence, token, logprob in drawn:
+            if sequence.request in stuck:
+                continue
             if sequence.request.times.first_token is None:
                 sequence.request.times.first_token = now
             self._advance(sequence, token, logprob)
@@ -238,6 +253,7 @@ class ModelWorker:
             )
             timing = request.times.timing(self._host.clock())
             self._host.outbox.add(request.stream, Done(usage=usage, timing=timing))
+            request.ended = True
             self._host.request_ended(request, None)
 
     def _leave(self, sequence: Sequence) -> None:
@@ -256,10 +272,16 @@ class ModelWorker:
             self.scheduler.drop(request)
             for sequence in [s for s in self.scheduler.running if s.request is request]:
                 self._leave(sequence)
+            request.ended = True
             self._host.outbox.fail(request.stream, error)
             self._host.request_ended(request, error)
 
     # -- memory ---------------------------------------------------------------------------
+
+    def _kv_fits(self, shape: KVShape, prompt_tokens: int) -> bool:
+        if self._host.kv_reserved_for not in (None, self.key):
+            return False
+        return self._host.pool.fits(self.key, self._kv_bytes(shape, prompt_tokens))
 
     def _kv_bytes(self, shape: KVShape, prompt_tokens: int) -> int:
         """The batch's rectangle, and the tokens of prompts that are being prefilled."""
@@ -293,4 +315,6 @@ class ModelWorker:
             self._batch = None
             self._host.pool.hold(self.key, 0)
         elif self._batch is not None and resized(self._batch.shape, needed) != self._batch.shape:
-            self._resize(needed, live=len(self.scheduler.running))
+            # Without the memory for a smaller one the batch stays as it is.
+            with contextlib.suppress(MemoryError, OSError):
+                self._resize(needed, live=len(self.scheduler.running))

@@ -1,0 +1,321 @@
+"""What the engine's unit and property tests share: packages without a model, and fakes.
+
+`FakeRunner` stands in for a model: its KV cache holds the tokens themselves, so a step that
+reads a slot can tell whether the right sequence's cache is in it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import zlib
+from collections.abc import Sequence as Items
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers
+
+from gpt2serve.engine.events import Done, Generation, TokenEvent
+from gpt2serve.engine.kv_cache import KVPool, KVShape
+from gpt2serve.engine.observer import NoObserver
+from gpt2serve.engine.params import ResolvedParams
+from gpt2serve.engine.request import Request, Times
+from gpt2serve.engine.sampling import BatchSampler
+from gpt2serve.engine.stream import Delivery, Outbox
+from gpt2serve.engine.text import clean_up
+from gpt2serve.package import (
+    FORMAT_REVISION,
+    GRAPH_FILE,
+    MANIFEST_FILE,
+    TOKENIZER_FILE,
+    WEIGHTS_FILE,
+    Dimensions,
+    FileEntry,
+    GenerationDefaults,
+    KVLayout,
+    Manifest,
+    ModelCard,
+    Source,
+    encode_manifest,
+    package_path,
+)
+
+DIMENSIONS = Dimensions(
+    vocab_size=29, context_length=64, layers=1, heads=1, head_size=2, inner_size=8
+)
+EOS = 0
+#: Every token is one letter, except end-of-text and a space.
+LETTERS = [b"", b" ", *(bytes([ord("a") + n]) for n in range(26)), b"."]
+
+
+def token_bytes(token: int) -> bytes:
+    return LETTERS[token]
+
+
+def manifest(
+    model: str = "model",
+    *,
+    files: dict[str, bytes] | None = None,
+    dimensions: Dimensions = DIMENSIONS,
+    defaults: GenerationDefaults | None = None,
+    bytes_needed: int = 1000,
+    **changes: Any,
+) -> Manifest:
+    files = {GRAPH_FILE: b"graph", WEIGHTS_FILE: b"weights", TOKENIZER_FILE: b"{}"} | (files or {})
+    values: dict[str, Any] = {
+        "format_revision": FORMAT_REVISION,
+        "id": model,
+        "target": "cpu",
+        "precision": "int8",
+        "source": Source(name="test", sha256="0" * 64, exporter_version="test"),
+        "dimensions": dimensions,
+        "bos_token_id": EOS,
+        "eos_token_ids": (EOS,),
+        "inputs": ("input_ids",),
+        "outputs": ("logits",),
+        "kv": KVLayout(),
+        "generation_defaults": defaults or GenerationDefaults(),
+        "card": ModelCard(),
+        "bytes_needed": bytes_needed,
+        "files": {
+            name: FileEntry(bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
+            for name, content in files.items()
+        },
+    }
+    return Manifest(**(values | changes))
+
+
+def write_package(
+    store: Path,
+    model: str = "model",
+    *,
+    target: str = "cpu",
+    precision: str = "int8",
+    files: dict[str, bytes] | None = None,
+    **options: Any,
+) -> Path:
+    """A package that passes every check of the reader, though no runtime could load it."""
+    files = {GRAPH_FILE: b"graph", WEIGHTS_FILE: b"weights", TOKENIZER_FILE: b"{}"} | (files or {})
+    made = manifest(model, files=files, target=target, precision=precision, **options)
+    folder = package_path(store, model, target, precision)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    (folder / MANIFEST_FILE).write_bytes(encode_manifest(made))
+    return folder
+
+
+def resolved(**changes: Any) -> ResolvedParams:
+    values: dict[str, Any] = {
+        "sequences": 1,
+        "max_tokens": 5,
+        "min_tokens": 0,
+        "do_sample": True,
+        "temperature": 1.0,
+        "top_k": 0,
+        "top_p": 1.0,
+        "repetition_penalty": 1.0,
+        "no_repeat_ngram_size": 0,
+        "stop": (),
+        "seed": 1,
+        "return_full_text": False,
+        "details": False,
+    }
+    return ResolvedParams(**(values | changes))
+
+
+class Recorder:
+    """A stream that keeps what it was given. Belongs to no event loop."""
+
+    loop = None
+
+    def __init__(self) -> None:
+        self.deliveries: list[Delivery] = []
+
+    def receive(self, delivery: Delivery) -> None:
+        self.deliveries.append(delivery)
+
+    @property
+    def events(self) -> list[Any]:
+        return [event for delivery in self.deliveries for event in delivery.events]
+
+    @property
+    def error(self) -> Exception | None:
+        return next((d.error for d in self.deliveries if d.error is not None), None)
+
+    @property
+    def ends(self) -> int:
+        """Terminal events so far: there must never be more than one."""
+        done = sum(isinstance(event, Done) for event in self.events)
+        return done + sum(d.error is not None for d in self.deliveries)
+
+    @property
+    def generations(self) -> dict[int, Generation]:
+        return {e.index: e for e in self.events if isinstance(e, Generation)}
+
+    def pieces(self, index: int) -> str:
+        return "".join(
+            e.token.text for e in self.events if isinstance(e, TokenEvent) and e.index == index
+        )
+
+
+def make_request(
+    prompt_ids: Items[int],
+    *,
+    key: str = "model",
+    wants_tokens: bool = False,
+    stream: Any = None,
+    **params: Any,
+) -> Request:
+    request = Request(
+        key=key,
+        model=key,
+        prompt="",
+        prompt_ids=list(prompt_ids),
+        params=resolved(**params),
+        stream=Recorder() if stream is None else stream,
+        wants_tokens=wants_tokens,
+        times=Times(submitted=0.0),
+    )
+    request.make_sequences((EOS,), token_bytes)
+    return request
+
+
+# -- a model without onnxruntime --------------------------------------------------------------
+
+
+def fake_logits(history: Items[int], salt: int = 0) -> npt.NDArray[np.float32]:
+    """Depends on every token of the history and on their order."""
+    key = zlib.crc32(np.asarray(history, dtype=np.int64).tobytes(), salt) % 99_991
+    return (np.sin((np.arange(DIMENSIONS.vocab_size) + 1) * (key * 0.37)) * 4).astype(np.float32)
+
+
+class FakeKV:
+    """Holds tokens where a model would hold their keys and values; -1 was never written."""
+
+    def __init__(self, shape: KVShape) -> None:
+        self.tokens = np.full((shape.slots, shape.length), -1, dtype=np.int64)
+
+    def copy(self, source: FakeKV, from_slot: int, to_slots: list[int], tokens: int) -> None:
+        rows = source.tokens[from_slot, :tokens].copy()
+        assert len(rows) == tokens, "copied beyond the source"
+        for slot in to_slots:
+            assert tokens <= self.tokens.shape[1], "copied beyond the target"
+            self.tokens[slot] = -1
+            self.tokens[slot, :tokens] = rows
+
+
+class FakeBatch:
+    def __init__(self, shape: KVShape) -> None:
+        self.shape = shape
+        self.kv = FakeKV(shape)
+
+
+class FakeRunner:
+    """Computes `fake_logits` of what is in the cache. `fail_at` numbers steps that raise."""
+
+    def __init__(self, salt: int = 0) -> None:
+        self.manifest = manifest()
+        self.salt = salt
+        self.steps = 0
+        self.fail_at: set[int] = set()
+        #: (rows, padded tokens) of each prefill.
+        self.prefills: list[tuple[int, int]] = []
+
+    @classmethod
+    def load(cls, package: Path, manifest: Manifest, *, device: str, threads: int) -> FakeRunner:
+        """Takes the place of `Runner.load`."""
+        return cls()
+
+    def new_batch(self, shape: KVShape) -> FakeBatch:
+        return FakeBatch(shape)
+
+    def prefill(
+        self, batch: FakeBatch, prompts: Items[Items[int]], past: int
+    ) -> npt.NDArray[np.float32]:
+        self._count()
+        assert past == 0 or len(prompts) == 1, "the kernel allows one row only after the first"
+        self.prefills.append((len(prompts), len(prompts) * max(map(len, prompts))))
+        for slot, prompt in enumerate(prompts):
+            row = batch.kv.tokens[slot]
+            assert (row[:past] >= 0).all(), "a chunk came before the one that precedes it"
+            row[past : past + len(prompt)] = prompt
+        ends = [past + len(prompt) for prompt in prompts]
+        return self._logits([batch.kv.tokens[n, :end] for n, end in enumerate(ends)])
+
+    def decode(
+        self, batch: FakeBatch, tokens: Items[int], lengths: npt.NDArray[np.int32]
+    ) -> npt.NDArray[np.float32]:
+        self._count()
+        for slot, (token, length) in enumerate(zip(tokens, lengths.tolist(), strict=True)):
+            batch.kv.tokens[slot, length - 1] = token
+        histories = [batch.kv.tokens[n, :length] for n, length in enumerate(lengths.tolist())]
+        return self._logits(histories)
+
+    def _count(self) -> None:
+        self.steps += 1
+        if self.steps in self.fail_at:
+            raise RuntimeError("the model broke")
+
+    def _logits(self, histories: Items[Any]) -> npt.NDArray[np.float32]:
+        for history in histories:
+            assert (history >= 0).all(), "read a cache that was never written"
+        return np.stack([fake_logits(history, self.salt) for history in histories])
+
+
+def letters_tokenizer() -> bytes:
+    """A tokenizer.json whose tokens are those of `LETTERS`."""
+    inner = tokenizers.Tokenizer(
+        models.BPE({"Ġ": 1, ".": 28} | {chr(ord("a") + n): n + 2 for n in range(26)}, [])
+    )
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    inner.decoder = decoders.ByteLevel()
+    return str(inner.to_str()).encode()
+
+
+@dataclass
+class FakeHost:
+    """What a `ModelWorker` needs of the engine around it."""
+
+    pool: KVPool
+    outbox: Outbox = field(default_factory=Outbox)
+    observer: NoObserver = field(default_factory=NoObserver)
+    kv_reserved_for: str | None = None
+    ended: list[tuple[Request, Any]] = field(default_factory=list)
+    now: float = 0.0
+
+    def clock(self) -> float:
+        self.now += 0.001
+        return self.now
+
+    def request_ended(self, request: Request, error: Any) -> None:
+        self.ended.append((request, error))
+
+
+def alone(request: Request, salt: int = 0) -> list[tuple[list[int], str, str]]:
+    """(tokens, text, finish reason) of each sequence, by a loop that knows no batching."""
+    twin = make_request(request.prompt_ids)
+    twin.params = request.params
+    twin.sequences.clear()
+    twin.make_sequences((EOS,), token_bytes)
+    return [_continue(sequence.row, request, salt) for sequence in twin.sequences]
+
+
+def _continue(row: Any, request: Request, salt: int) -> tuple[list[int], str, str]:
+    made: list[int] = []
+    text = ""
+    while True:
+        token = int(BatchSampler([row]).sample(fake_logits(row.history, salt)[None])[0][0])
+        row.history.append(token)
+        made.append(token)
+        text += token_bytes(token).decode()
+        if token == EOS:
+            return made, clean_up(text), "eos"
+        cuts = [text.find(stop) for stop in request.params.stop if stop in text]
+        if cuts:
+            return made, clean_up(text[: min(cuts)]), "stop"
+        if len(made) == request.params.max_tokens:
+            return made, clean_up(text), "length"

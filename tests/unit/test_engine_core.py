@@ -1,0 +1,566 @@
+"""The whole engine, threads and all, around a fake model: what must hold without a real one."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gpt2serve import Engine, SamplingParams
+from gpt2serve.engine import loader
+from gpt2serve.engine.core import Call, Submit
+from gpt2serve.engine.kv_buffers import bytes_per_token
+from gpt2serve.engine.loader import LoadResult
+from gpt2serve.engine.request import Request
+from gpt2serve.errors import (
+    CorruptPackage,
+    EngineClosed,
+    InvalidRequest,
+    ModelLoadFailed,
+    ModelTooLarge,
+    Overloaded,
+    RequestAborted,
+    SettingsError,
+    StepFailed,
+)
+from gpt2serve.package import MANIFEST_FILE, TOKENIZER_FILE, GenerationDefaults
+from tests.unit.engine_support import (
+    DIMENSIONS,
+    EOS,
+    FakeRunner,
+    letters_tokenizer,
+    make_request,
+    write_package,
+)
+
+MIB = 2**20
+PATIENCE = 20.0
+TOKENIZER = {TOKENIZER_FILE: letters_tokenizer()}
+
+
+class Gate(FakeRunner):
+    """A model whose steps wait until the test lets them through."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open = threading.Event()
+        self.reached = threading.Event()
+
+    def _count(self) -> None:
+        self.reached.set()
+        assert self.open.wait(PATIENCE)
+        super()._count()
+
+
+class Loads:
+    """Stands for `Runner`: decides what a load gives."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+        self.make: Callable[[str], Any] = lambda _: FakeRunner()
+
+    def load(self, package: Path, manifest: Any, **_: Any) -> Any:
+        self.names.append(manifest.id)
+        return self.make(manifest.id)
+
+
+@pytest.fixture
+def loads(monkeypatch: pytest.MonkeyPatch) -> Loads:
+    made = Loads()
+    monkeypatch.setattr(loader, "Runner", made)
+    return made
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    for model in ("a", "b", "c", "org/d"):
+        write_package(tmp_path, model, files=TOKENIZER, bytes_needed=100)
+    return tmp_path
+
+
+@pytest.fixture
+def opened(store: Path, loads: Loads) -> Iterator[Callable[..., Engine]]:
+    """Makes engines that are closed in the end; a closed gate never keeps the test waiting."""
+    engines: list[Engine] = []
+
+    def make(**options: Any) -> Engine:
+        room = {"model_cache_bytes": 1000, "kv_cache_bytes": MIB, "device": "cpu"}
+        engine = Engine(store, **(room | options))
+        engines.append(engine)
+        return engine
+
+    yield make
+    for engine in engines:
+        engine.close()
+
+
+def in_thread(function: Callable[[], Any]) -> tuple[threading.Thread, list[Any]]:
+    """Run `function` beside the test; the list gets what it returned or raised."""
+    outcome: list[Any] = []
+
+    def work() -> None:
+        try:
+            outcome.append(function())
+        except Exception as error:
+            outcome.append(error)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    return thread, outcome
+
+
+def outcome_of(function: Callable[[], Any], timeout: float = PATIENCE) -> Any:
+    """What `function` returned or raised; fails if it never came back."""
+    thread, outcome = in_thread(function)
+    thread.join(timeout)
+    assert not thread.is_alive(), "somebody waits for ever"
+    return outcome[0]
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, "it never happened"
+        time.sleep(0.002)
+
+
+# -- life -------------------------------------------------------------------------------------
+
+
+def test_generates(opened: Callable[..., Engine], loads: Loads) -> None:
+    engine = opened()
+    params = SamplingParams(seed=3, max_new_tokens=8, do_sample=True, num_return_sequences=2)
+    result = engine.generate("org/d", "hello", params)
+    assert result.model == "org/d"
+    assert result.usage.prompt_tokens == 5
+    assert [generation.index for generation in result.generations] == [0, 1]
+    assert all(generation.text.startswith("hello") for generation in result.generations)
+    assert engine.generate("org/d", "hello", params).generations == result.generations
+    assert loads.names == ["org/d"]
+    stats = engine.stats()
+    assert (stats.requests_running, stats.requests_waiting, stats.kv_cache_used_bytes) == (0, 0, 0)
+
+
+def test_each_sequences_seed_makes_it_again_alone(opened: Callable[..., Engine]) -> None:
+    engine = opened()
+    many = engine.generate(
+        "a", "hi", SamplingParams(seed=11, max_new_tokens=9, do_sample=True, num_return_sequences=4)
+    )
+    for generation in many.generations:
+        alone = engine.generate(
+            "a", "hi", SamplingParams(seed=generation.seed, max_new_tokens=9, do_sample=True)
+        )
+        assert alone.generations[0].text == generation.text
+
+
+def test_close_is_idempotent_and_final(opened: Callable[..., Engine]) -> None:
+    engine = opened()
+    engine.start()
+    engine.close()
+    engine.close()
+    assert isinstance(outcome_of(lambda: engine.generate("a", "x")), EngineClosed)
+    with pytest.raises(EngineClosed):
+        engine.start()
+
+
+def test_loading_without_a_running_engine_is_an_error(opened: Callable[..., Engine]) -> None:
+    # Nobody would ever answer.
+    engine = opened()
+    assert isinstance(outcome_of(lambda: engine.load("a"), 3), EngineClosed)
+    engine.start()
+    engine.load("a")
+    engine.close()
+    assert isinstance(outcome_of(lambda: engine.load("a"), 3), EngineClosed)
+
+
+def test_close_ends_everyone_running_or_waiting(
+    opened: Callable[..., Engine], loads: Loads
+) -> None:
+    # "a" runs and fills the cache; "b" waits for room that the abort of "a" makes.
+    engine = opened(model_cache_bytes=120)
+    gate = Gate()
+    loads.make = lambda _: gate
+    engine.start()
+    requests = [in_thread(lambda model=model: engine.generate(model, "x")) for model in "aabc"]
+    assert gate.reached.wait(PATIENCE)
+    until(lambda: engine.stats().requests_waiting >= 0 and engine._admitted == 4)
+    closing, _ = in_thread(engine.close)
+    gate.open.set()
+    for thread, outcome in requests:
+        thread.join(PATIENCE)
+        assert outcome, "a request never ended"
+    closing.join(PATIENCE)
+    assert not closing.is_alive()
+    ends = [outcome[0] for _, outcome in requests]
+    assert all(not isinstance(end, Exception) or isinstance(end, EngineClosed) for end in ends)
+    assert isinstance(ends[2], EngineClosed)
+    assert engine._admitted == 0
+
+
+def test_a_request_that_races_with_close_still_ends(
+    opened: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from gpt2serve.engine import engine as module
+
+    engine = opened()
+    engine.start()
+    prepared = engine.prepare("a", "x", SamplingParams(max_new_tokens=3))
+
+    class Slow(module.Request):
+        """Between being admitted and being handed over, the engine closes."""
+
+        def make_sequences(self, *arguments: Any) -> None:
+            # From another thread, and only as long as a lock may hold it up.
+            in_thread(engine.close)[0].join(0.5)
+            super().make_sequences(*arguments)
+
+    monkeypatch.setattr(module, "Request", Slow)
+
+    async def scenario() -> None:
+        with pytest.raises(EngineClosed):
+            await asyncio.wait_for(engine.submit(prepared, wants_tokens=False).result(), 5)
+
+    asyncio.run(scenario())
+
+
+def test_a_caller_whose_loop_is_gone_does_not_stop_the_engine(
+    opened: Callable[..., Engine],
+) -> None:
+    engine = opened()
+    engine.start()
+    hold = threading.Event()
+    engine._core.inbox.put(Call(lambda: hold.wait(PATIENCE)))
+    assert asyncio.run(engine.ping(0.01)) is False
+    hold.set()
+    assert asyncio.run(engine.ping(PATIENCE)) is True
+
+
+def test_drain(opened: Callable[..., Engine], loads: Loads) -> None:
+    engine = opened()
+    gate = Gate()
+    loads.make = lambda _: gate
+    engine.start()
+    thread, outcome = in_thread(lambda: engine.generate("a", "x", SamplingParams(max_new_tokens=2)))
+    assert gate.reached.wait(PATIENCE)
+    assert asyncio.run(engine.drain(0.05)) is False
+    with pytest.raises(EngineClosed):
+        engine.generate("a", "y")
+    gate.open.set()
+    assert asyncio.run(engine.drain(PATIENCE)) is True
+    thread.join(PATIENCE)
+    assert not isinstance(outcome[0], Exception)
+
+
+# -- admission --------------------------------------------------------------------------------
+
+
+def test_the_queue_is_bounded_and_its_places_come_back(
+    opened: Callable[..., Engine], loads: Loads
+) -> None:
+    engine = opened(max_queue=2)
+    gate = Gate()
+    loads.make = lambda _: gate
+    engine.start()
+    requests = [in_thread(lambda: engine.generate("a", "x")) for _ in range(2)]
+    until(lambda: engine._admitted == 2)
+    with pytest.raises(Overloaded) as caught:
+        engine.generate("a", "x")
+    assert caught.value.retry_after > 0
+    gate.open.set()
+    for thread, outcome in requests:
+        thread.join(PATIENCE)
+        assert not isinstance(outcome[0], Exception)
+    engine.generate("a", "x")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "params", "field"),
+    [
+        ("x" * 64, {}, "prompt"),
+        ("x" * (64 * 128 + 1), {}, "prompt"),
+        ("\ud800", {}, "prompt"),
+        ("x", {"temperature": -1}, "temperature"),
+        ("x", {"num_return_sequences": 33}, "num_return_sequences"),
+        ("x" * 60, {"max_new_tokens": 5}, "max_new_tokens"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_it_is_queued(
+    opened: Callable[..., Engine], prompt: str, params: dict[str, Any], field: str
+) -> None:
+    engine = opened()
+    with pytest.raises(InvalidRequest) as caught:
+        engine.generate("a", prompt, SamplingParams(**params))
+    assert caught.value.field == field
+    assert engine._admitted == 0
+
+
+def test_a_request_that_never_fits_into_the_kv_cache(opened: Callable[..., Engine]) -> None:
+    engine = opened(kv_cache_bytes=16 * (128 + 64))
+    with pytest.raises(ModelTooLarge, match="--kv-cache-bytes"):
+        engine.generate("a", "x", SamplingParams(num_return_sequences=2, do_sample=True))
+    engine.generate("a", "x")
+
+
+def test_prefix_and_empty_prompt(store: Path, opened: Callable[..., Engine]) -> None:
+    prefixed = GenerationDefaults(prefix="ab", max_length=6)
+    write_package(store, "prefixed", files=TOKENIZER, defaults=prefixed)
+    engine = opened()
+    prepared = engine.prepare("prefixed", "cd")
+    assert prepared.prompt_ids == [2, 3, 4, 5]
+    assert prepared.params.max_tokens == 4  # the prefix is not counted
+    assert engine.prepare("a", "").prompt_ids == [EOS]
+    assert engine.prepare("prefixed", "").prompt_ids == [2, 3]
+
+
+# -- models -----------------------------------------------------------------------------------
+
+
+def test_one_load_for_all_who_wait(opened: Callable[..., Engine], loads: Loads) -> None:
+    hold = threading.Event()
+
+    def slow(_: str) -> FakeRunner:
+        assert hold.wait(PATIENCE)
+        return FakeRunner()
+
+    loads.make = slow
+    engine = opened()
+    engine.start()
+    requests = [in_thread(lambda: engine.generate("a", "x")) for _ in range(5)]
+    until(lambda: engine._admitted == 5)
+    hold.set()
+    for thread, outcome in requests:
+        thread.join(PATIENCE)
+        assert not isinstance(outcome[0], Exception)
+    assert loads.names == ["a"]
+
+
+def test_a_failed_load_ends_all_who_wait_and_is_forgotten_in_time(
+    opened: Callable[..., Engine], loads: Loads
+) -> None:
+    def broken(_: str) -> Any:
+        raise CorruptPackage("truncated")
+
+    loads.make = broken
+    engine = opened(load_retry_min=0.05, load_retry_max=0.1)
+    first = outcome_of(lambda: engine.generate("a", "x"))
+    assert isinstance(first, ModelLoadFailed)
+    assert "truncated" in str(first)
+    assert first.retry_after is not None
+    loads.make = lambda _: FakeRunner()
+    time.sleep(0.2)
+    assert not isinstance(outcome_of(lambda: engine.generate("a", "x")), Exception)
+    assert engine._admitted == 0
+
+
+def test_a_broken_step_ends_its_batch_only(opened: Callable[..., Engine], loads: Loads) -> None:
+    def make(model: str) -> FakeRunner:
+        runner = FakeRunner()
+        if model == "a":
+            runner.fail_at = {2}
+        return runner
+
+    loads.make = make
+    engine = opened()
+    engine.start()
+    params = SamplingParams(max_new_tokens=6, do_sample=True, seed=1)
+    other, outcome = in_thread(lambda: engine.generate("b", "x", params))
+    failed = outcome_of(lambda: engine.generate("a", "x", params))
+    other.join(PATIENCE)
+    assert isinstance(failed, StepFailed)
+    assert not isinstance(outcome[0], Exception)
+    # The model itself goes on, with nothing left over from before.
+    assert engine.generate("a", "x", params).generations == outcome[0].generations
+    assert engine.stats().kv_cache_used_bytes == 0
+
+
+def test_models_that_measure_more_than_predicted_do_not_stop_the_engine(
+    opened: Callable[..., Engine], loads: Loads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory = iter(range(0, 10**6, 200))
+    monkeypatch.setattr(loader, "resident_bytes", lambda: next(memory))
+    engine = opened(model_cache_bytes=250)
+    for model in "abcabc":
+        result = outcome_of(lambda model=model: engine.generate(model, "x"))
+        assert not isinstance(result, Exception), result
+    until(lambda: engine.stats().model_cache_used_bytes <= 250)
+    assert asyncio.run(engine.ping(PATIENCE))
+
+
+def test_cancelling_while_the_model_loads(opened: Callable[..., Engine], loads: Loads) -> None:
+    hold = threading.Event()
+
+    def slow(_: str) -> FakeRunner:
+        assert hold.wait(PATIENCE)
+        return FakeRunner()
+
+    loads.make = slow
+    engine = opened()
+    engine.start()
+
+    async def scenario() -> None:
+        prepared = engine.prepare("a", "x", SamplingParams(max_new_tokens=3))
+        one = engine.submit(prepared, wants_tokens=False)
+        two = engine.submit(prepared, wants_tokens=False)
+        one.cancel()
+        one.cancel()
+        with pytest.raises(RequestAborted):
+            await asyncio.wait_for(one.result(), PATIENCE)
+        hold.set()  # the load goes on for the other one
+        await asyncio.wait_for(two.result(), PATIENCE)
+
+    asyncio.run(scenario())
+    assert loads.names == ["a"]
+    assert engine._admitted == 0
+
+
+def test_a_cancelled_wait_makes_room_for_the_next_at_once(
+    store: Path, opened: Callable[..., Engine], loads: Loads
+) -> None:
+    class Slow(FakeRunner):
+        def _count(self) -> None:
+            time.sleep(0.02)
+            super()._count()
+
+    write_package(store, "large", files=TOKENIZER, bytes_needed=900)
+    loads.make = lambda model: Slow() if model == "a" else FakeRunner()
+    # "a" measures at least half of what was predicted, so "large" waits and "b" would fit.
+    engine = opened(model_cache_bytes=940)
+    engine.start()
+    long = SamplingParams(min_new_tokens=60, max_new_tokens=60)
+    running, _ = in_thread(lambda: engine.generate("a", "x", long))
+    until(lambda: engine.stats().sequences_running == 1)
+
+    async def scenario() -> None:
+        short = SamplingParams(max_new_tokens=1)
+        large = engine.submit(engine.prepare("large", "x", short), wants_tokens=False)
+        small = engine.submit(engine.prepare("b", "x", short), wants_tokens=False)
+        large.cancel()
+        await asyncio.wait_for(small.result(), PATIENCE)
+        assert running.is_alive(), "it waited until the running request ended"
+        with pytest.raises(RequestAborted):
+            await large.result()
+
+    asyncio.run(scenario())
+    assert loads.names == ["a", "b"]
+
+
+def test_preload_and_pin(opened: Callable[..., Engine], loads: Loads) -> None:
+    engine = opened(model_cache_bytes=160, preload=("b",), pin=("a",))
+    engine.start()
+    assert loads.names == ["a", "b"]
+    engine.generate("c", "x")
+    engine.generate("b", "x")
+    states = {status.id: status.state for status in engine.list_models()}
+    assert states["a"] == "resident"
+
+
+def test_pinning_what_does_not_fit_stops_the_start(opened: Callable[..., Engine]) -> None:
+    engine = opened(model_cache_bytes=90, pin=("a",))
+    with pytest.raises(ModelTooLarge):
+        engine.start()
+
+
+# -- listing ----------------------------------------------------------------------------------
+
+
+def test_pages_of_the_listing_lose_nothing(store: Path, opened: Callable[..., Engine]) -> None:
+    # "-" and "." sort before "/", so organisations and models interleave in awkward ways.
+    for model in ("user/x", "user-2/x", "user.b/x", "user-3", "usera", "User/y", "org/b.c"):
+        write_package(store, model, files=TOKENIZER)
+    engine = opened()
+    everything = [status.id for status in engine.list_models(limit=1000)]
+    assert len(everything) == 11
+    for size in (1, 2, 3):
+        seen: list[str] = []
+        while page := engine.list_models(after=seen[-1] if seen else "", limit=size):
+            seen += [status.id for status in page]
+            assert len(seen) <= len(everything), "a model comes twice"
+        assert seen == everything
+
+
+def test_one_corrupt_package_does_not_hide_the_others(
+    store: Path, opened: Callable[..., Engine]
+) -> None:
+    (store / "b" / "cpu-int8" / MANIFEST_FILE).write_text("{")
+    listed = [status.id for status in opened().list_models()]
+    assert {"a", "c", "org/d"} <= set(listed)
+
+
+def test_states(opened: Callable[..., Engine]) -> None:
+    engine = opened()
+    assert {status.state for status in engine.list_models()} == {"cold"}
+    engine.generate("a", "x")
+    states = {status.id: (status.state, status.bytes) for status in engine.list_models()}
+    assert states["a"] == ("resident", 100)
+    assert states["b"] == ("cold", 100)
+
+
+def test_impossible_combinations_of_settings(store: Path) -> None:
+    with pytest.raises(SettingsError, match="precision"):
+        Engine(store, device="cpu", precision="fp16")
+    with pytest.raises(SettingsError):
+        Engine()
+    with pytest.raises(SettingsError, match="no_such"):
+        Engine(store, no_such=1)
+
+
+def test_a_busy_model_does_not_keep_the_kv_cache_from_another(
+    opened: Callable[..., Engine], loads: Loads
+) -> None:
+    # Room for two sequences of "a", or for one long one of "b". "a" never has less than one.
+    chunk, now, patience = 16, [0.0], 1.0
+    engine = opened(
+        kv_cache_bytes=bytes_per_token(DIMENSIONS, "float32") * (2 * 32 + chunk + 4),
+        prefill_chunk=chunk,
+        model_max_wait=patience,
+        clock=lambda: now[0],
+    )
+    core = engine._core  # its thread is not started: the test goes through the steps itself
+
+    def submit(model: str, tokens: int) -> Request:
+        package = engine._store.resolve(model)
+        request = make_request([2, 3, 4], key=package.key, max_tokens=tokens, min_tokens=tokens)
+        core._handle(Submit(request, package))
+        if core.cache.state(package.key, now[0]) == "loading":
+            core._handle(LoadResult(package, 0.0, FakeRunner(), 50))
+        return request
+
+    first = submit("a", 20)
+    hot = [first, submit("a", 28)]
+    core._step()
+    cold = submit("b", 60)
+    steps = 0
+    while not cold.ended:
+        if sum(not request.ended for request in hot) < 2:
+            hot.append(submit("a", 20))
+        core._step()
+        core.check_integrity()
+        now[0] += 0.05
+        steps += 1
+        assert steps < 300, "it would wait for ever"
+    assert cold.unfinished == []
+
+
+def test_who_waits_for_room_that_was_pinned_away_is_told(
+    opened: Callable[..., Engine], loads: Loads
+) -> None:
+    gate = Gate()
+    loads.make = lambda model: gate if model == "a" else FakeRunner()
+    # The fake takes no memory, so "a" is measured at half of what was predicted: 50.
+    engine = opened(model_cache_bytes=120)
+    engine.start()
+    running, _ = in_thread(lambda: engine.generate("a", "abc", SamplingParams(max_new_tokens=2)))
+    assert gate.reached.wait(PATIENCE)
+    waiting, outcome = in_thread(lambda: engine.generate("b", "abc"))
+    pinning, _ = in_thread(lambda: engine.load("a", pin=True))
+    time.sleep(0.05)  # both are in the inbox before the step of "a" ends
+    gate.open.set()
+    for thread in (running, waiting, pinning):
+        thread.join(PATIENCE)
+        assert not thread.is_alive()
+    assert isinstance(outcome[0], ModelTooLarge), outcome

@@ -1,0 +1,258 @@
+"""Settings: sizes, the environment, and errors that name what is wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from gpt2serve import settings as module
+from gpt2serve.errors import SettingsError
+from gpt2serve.settings import (
+    EngineSettings,
+    ServerSettings,
+    engine_settings,
+    environment,
+    memory_limit,
+    parse_size,
+    server_settings,
+    settings_from_environment,
+    settings_from_texts,
+)
+
+SIZES = {"model_cache_bytes": 100, "kv_cache_bytes": 100}
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("1048576", 1048576),
+        ("1B", 1),
+        ("512MiB", 512 * 1024**2),
+        ("8GiB", 8 * 1024**3),
+        ("1.5KiB", 1536),
+        ("2TiB", 2 * 1024**4),
+        ("2GB", 2 * 1000**3),
+        ("3kB", 3000),
+        (" 4 MiB ", 4 * 1024**2),
+        ("50%", 500),
+        ("0.5%", 5),
+        ("100%", 1000),
+    ],
+)
+def test_sizes(text: str, size: int) -> None:
+    assert parse_size(text, total_memory=1000) == size
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "abc", "-1", "1 2", "0", "0MiB", "0%", "101%", "-5%", "5 apples", "1e9", "MiB"),
+        *("1mib", "nan", "inf", "1GiBB", "%", "1,5GiB", "0.1B"),
+    ],
+)
+def test_what_is_not_a_size(text: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        parse_size(text, total_memory=1000)
+    assert repr(text) in str(caught.value)
+    assert "512MiB" in str(caught.value)
+
+
+def test_shares_are_of_the_memory_there_is() -> None:
+    limit = memory_limit()
+    assert 2**20 < limit < 2**50
+    assert parse_size("50%") == limit // 2
+
+
+def test_container_limits_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = memory_limit()
+    monkeypatch.setattr(Path, "read_text", lambda _: "4096\n")
+    assert memory_limit() == 4096
+    monkeypatch.setattr(Path, "read_text", lambda _: "max\n")
+    assert memory_limit() >= machine
+    monkeypatch.setattr(Path, "read_text", lambda _: str(2**63))  # "no limit" of cgroup v1
+    assert memory_limit() >= machine
+
+
+# -- what people write ------------------------------------------------------------------------
+
+
+def test_defaults() -> None:
+    settings = engine_settings("models")
+    assert settings.store == Path("models")
+    assert (settings.device, settings.precision) == ("auto", None)
+    assert settings.model_cache_bytes == pytest.approx(memory_limit() * 0.5, abs=1)
+    assert settings.kv_cache_bytes == pytest.approx(memory_limit() * 0.2, abs=1)
+    assert server_settings() == ServerSettings(host="127.0.0.1", port=8000)
+
+
+def test_settings_are_frozen() -> None:
+    settings = engine_settings("models", **SIZES)
+    with pytest.raises(AttributeError):
+        settings.threads = 3  # type: ignore[misc]
+
+
+def test_lists_and_sizes_are_converted() -> None:
+    settings = engine_settings(
+        "models", model_cache_bytes="1KiB", kv_cache_bytes=5, pin=["a", "b/c"], preload=("d",)
+    )
+    assert settings.model_cache_bytes == 1024
+    assert (settings.pin, settings.preload) == (("a", "b/c"), ("d",))
+    assert server_settings(max_body_bytes="2KiB").max_body_bytes == 2048
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("device", "tpu"),
+        ("precision", "int4"),
+        ("max_batch_size", 0),
+        ("max_batch_size", "many"),
+        ("max_queue", 0),
+        ("max_queue", -1),
+        ("threads", -1),
+        ("prefill_chunk", 0),
+        ("model_cache_bytes", 0),
+        ("model_cache_bytes", "lots"),
+        ("kv_cache_bytes", -5),
+        ("load_retry_min", "soon"),
+    ],
+)
+def test_wrong_engine_values(field: str, value: Any) -> None:
+    with pytest.raises(SettingsError):
+        engine_settings("models", **(SIZES | {field: value}))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("port", -1),
+        ("port", 65536),
+        ("port", "http"),
+        ("log_format", "xml"),
+        ("drain_seconds", -1),
+        ("drain_seconds", float("inf")),
+        ("drain_seconds", float("nan")),
+        ("max_body_bytes", "big"),
+    ],
+)
+def test_wrong_server_values(field: str, value: Any) -> None:
+    with pytest.raises(SettingsError):
+        server_settings(**{field: value})
+
+
+def test_unknown_names_are_refused() -> None:
+    with pytest.raises(SettingsError, match="max_quueue"):
+        engine_settings("models", max_quueue=5, **SIZES)
+    with pytest.raises(SettingsError, match="prot"):
+        server_settings(prot=5)
+
+
+# -- the environment --------------------------------------------------------------------------
+
+
+def test_only_our_variables_are_taken() -> None:
+    found = environment(
+        {
+            "GPT2SERVE_STORE": "models",
+            "GPT2SERVE_MAX_QUEUE": "9",
+            "PATH": "/bin",
+            "STORE": "other",
+            # Kubernetes sets this one for a service that is called gpt2serve.
+            "GPT2SERVE_PORT": "tcp://10.0.0.1:8000",
+        }
+    )
+    assert found == {"store": "models", "max_queue": "9"}
+
+
+def test_the_process_environment_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GPT2SERVE_STORE", "from-environment")
+    assert environment()["store"] == "from-environment"
+
+
+def test_every_setting_is_a_variable() -> None:
+    engine, server = settings_from_environment(
+        {
+            "GPT2SERVE_STORE": "models",
+            "GPT2SERVE_DEVICE": "cpu",
+            "GPT2SERVE_PRECISION": "fp32",
+            "GPT2SERVE_MODEL_CACHE_BYTES": "1GiB",
+            "GPT2SERVE_KV_CACHE_BYTES": "1MiB",
+            "GPT2SERVE_MAX_BATCH_SIZE": "8",
+            "GPT2SERVE_MAX_QUEUE": "9",
+            "GPT2SERVE_PRELOAD": "a, org/b,,",
+            "GPT2SERVE_PIN": "c",
+            "GPT2SERVE_THREADS": "3",
+            "GPT2SERVE_PREFILL_CHUNK": "64",
+            "GPT2SERVE_MODEL_MAX_WAIT": "1.5",
+            "GPT2SERVE_LOAD_RETRY_MIN": "0.5",
+            "GPT2SERVE_LOAD_RETRY_MAX": "10",
+            "GPT2SERVE_HOST": "0.0.0.0",
+            "GPT2SERVE_PORT": "80",
+            "GPT2SERVE_LOG_FORMAT": "json",
+            "GPT2SERVE_MAX_BODY_BYTES": "1KiB",
+            "GPT2SERVE_DRAIN_SECONDS": "5",
+        }
+    )
+    assert engine == EngineSettings(
+        store=Path("models"),
+        device="cpu",
+        precision="fp32",
+        model_cache_bytes=1024**3,
+        kv_cache_bytes=1024**2,
+        max_batch_size=8,
+        max_queue=9,
+        preload=("a", "org/b"),
+        pin=("c",),
+        threads=3,
+        prefill_chunk=64,
+        model_max_wait=1.5,
+        load_retry_min=0.5,
+        load_retry_max=10.0,
+    )
+    assert server == ServerSettings(
+        host="0.0.0.0", port=80, log_format="json", max_body_bytes=1024, drain_seconds=5.0
+    )
+    # No default is left among them, or a variable could be ignored unnoticed.
+    for made, plain in ((engine, engine_settings("x", **SIZES)), (server, ServerSettings())):
+        for field in msgspec.structs.fields(type(made)):
+            assert getattr(made, field.name) != getattr(plain, field.name), field.name
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "wanted"),
+    [
+        ("MAX_QUEUE", "many", "whole number"),
+        ("MODEL_MAX_WAIT", "soon", "number"),
+        ("DEVICE", "tpu", "cuda"),
+        ("PRECISION", "int4", "fp16"),
+        ("MODEL_CACHE_BYTES", "lots", "size"),
+        ("PORT", "http", "whole number"),
+    ],
+)
+def test_a_wrong_variable_is_named_with_what_is_wanted(name: str, value: str, wanted: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        settings_from_environment({"GPT2SERVE_STORE": "models", f"GPT2SERVE_{name}": value})
+    message = str(caught.value)
+    assert message.startswith(f"GPT2SERVE_{name}: ")
+    assert repr(value) in message
+    assert wanted in message
+
+
+def test_a_store_must_be_given() -> None:
+    for texts in ({}, {"store": ""}):
+        with pytest.raises(SettingsError, match="--store"):
+            settings_from_texts(texts, dict.fromkeys(texts, "--store"))
+
+
+def test_lists_may_be_given_many_times() -> None:
+    engine, _ = settings_from_texts(
+        {"store": "models", "pin": ["a,b", "c"]}, {"store": "--store", "pin": "--pin"}
+    )
+    assert engine.pin == ("a", "b", "c")
+
+
+def test_cpu_count_is_what_this_process_may_use() -> None:
+    assert module.cpu_count() >= 1
