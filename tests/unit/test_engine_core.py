@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -513,12 +514,12 @@ def test_a_busy_model_does_not_keep_the_kv_cache_from_another(
     opened: Callable[..., Engine], loads: Loads
 ) -> None:
     # Room for two sequences of "a", or for one long one of "b". "a" never has less than one.
-    chunk, now, patience = 16, [0.0], 1.0
+    chunk, patience, ticks = 16, 1.0, itertools.count()
     engine = opened(
         kv_cache_bytes=bytes_per_token(DIMENSIONS, "float32") * (2 * 32 + chunk + 4),
         prefill_chunk=chunk,
         model_max_wait=patience,
-        clock=lambda: now[0],
+        clock=lambda: next(ticks) / 100,  # every look at it takes time, so every step does
     )
     core = engine._core  # its thread is not started: the test goes through the steps itself
 
@@ -526,7 +527,7 @@ def test_a_busy_model_does_not_keep_the_kv_cache_from_another(
         package = engine._store.resolve(model)
         request = make_request([2, 3, 4], key=package.key, max_tokens=tokens, min_tokens=tokens)
         core._handle(Submit(request, package))
-        if core.cache.state(package.key, now[0]) == "loading":
+        if core.cache.state(package.key, 0.0) == "loading":
             core._handle(LoadResult(package, 0.0, FakeRunner(), 50))
         return request
 
@@ -540,7 +541,6 @@ def test_a_busy_model_does_not_keep_the_kv_cache_from_another(
             hot.append(submit("a", 20))
         core._step()
         core.check_integrity()
-        now[0] += 0.05
         steps += 1
         assert steps < 300, "it would wait for ever"
     assert cold.unfinished == []
