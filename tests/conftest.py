@@ -12,11 +12,12 @@ ROOT = Path(__file__).parent.parent
 SAMPLES = ("george-washington", "thomas-jefferson", "ronald-reagan")
 
 
-def export(store: Path, *arguments: str) -> None:
-    """Run `gpt2export` as a user does."""
+def export(store: Path, *arguments: str) -> str:
+    """Run `gpt2export` as a user does; returns what it printed."""
     command = [sys.executable, "-m", "gpt2export.cli", *arguments, "--store", str(store)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
 
 
 @pytest.fixture(scope="session")

@@ -95,4 +95,11 @@ def _session(path: Path, threads: int) -> Any:
     # Processors without a dot-product instruction would saturate uint8 by int8 sums; this makes
     # onnxruntime take the exact way there, and changes nothing elsewhere.
     options.add_session_config_entry("session.x64quantprecision", "1")
-    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    try:
+        return onnxruntime.InferenceSession(path, options)
+    except RuntimeError as error:
+        # With an engine in this process all sessions must use the thread pool that it shares.
+        if "use_per_session_threads" not in str(error):
+            raise
+        options.use_per_session_threads = False
+        return onnxruntime.InferenceSession(path, options)

@@ -199,7 +199,9 @@ def test_what_outlasts_the_drain_is_told_so(serve: Callable[..., Server], twice:
 def test_overload_is_429_with_retry_after(serve: Callable[..., Server]) -> None:
     server = serve("--max-queue", "1")
     with server.client() as client:
-        with client.stream("POST", "/generate", json=LONG | {"stream": True}) as answer:
+        # Many sequences: a quick machine must not be done before the second request is there.
+        first = LONG | {"stream": True, "num_return_sequences": 32}
+        with client.stream("POST", "/generate", json=first) as answer:
             next(answer.iter_raw())
             refused = client.post("/generate", json=LONG)
             assert (refused.status_code, refused.json()["code"]) == (429, "overloaded")

@@ -15,6 +15,7 @@ import pytest
 from gpt2serve import Engine, SamplingParams
 from gpt2serve.engine.core import Call
 from gpt2serve.engine.kv_cache import KVShape
+from gpt2serve.engine.memory import HostMemory
 from gpt2serve.engine.runner import Runner
 from gpt2serve.engine.stream import Delivery
 from gpt2serve.errors import (
@@ -129,11 +130,11 @@ def test_no_memory_for_a_smaller_batch_is_no_failure(
     original = Runner.new_batch
     refused: list[KVShape] = []
 
-    def new_batch(self: Runner, shape: KVShape) -> Any:
+    def new_batch(self: Runner, shape: KVShape, memory: HostMemory) -> Any:
         if shape == (1, 256):
             refused.append(shape)
             raise OSError("injected")
-        return original(self, shape)
+        return original(self, shape, memory)
 
     with open_engine(sample_store) as engine:
         engine.load(REAGAN)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from transformers import GPT2LMHeadModel
@@ -19,7 +20,9 @@ from gpt2export.exporter import Exporter, Job, Options
 from gpt2export.graph import kv_layout
 from gpt2export.package_files import write_model
 from gpt2export.runner import PackageRunner
+from gpt2serve.engine.runner import share_thread_pool
 from gpt2serve.package import Precision, read_manifest, verify_hashes
+from tests.conftest import export
 from tests.export_fixtures import (
     CONFIG,
     Tensors,
@@ -154,14 +157,18 @@ def test_the_manifest_tells_the_truth(checkpoint: Path, store: Path) -> None:
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_optimums_export_is_of_one_mind(tmp_path: Path) -> None:
     """`--portable`: other code, the same tokens."""
-    job, store = Job(str(write_checkpoint(tmp_path / "tiny")), "tiny"), tmp_path / "store"
-    options = Options(store=store, variants=(("cpu", "fp32"),), portable=True)
+    checkpoint, store = write_checkpoint(tmp_path / "tiny"), tmp_path / "store"
+    # As a command of its own: optimum's sessions do not get along with an engine's thread pool.
     for status in ("exported", "unchanged"):
-        outcomes = list(Exporter(job, options, lambda line: None).run())
-        assert [(o.status, o.message) for o in outcomes] == [(status, "")] * 2
+        output = export(store, str(checkpoint), "--precision", "fp32", "--portable")
+        assert output.count(f"  {status}") == 2, output
     from optimum.onnxruntime import ORTModelForCausalLM
 
-    model = ORTModelForCausalLM.from_pretrained(store / "tiny" / "portable")
+    # An engine of another test may have made onnxruntime share one pool of threads.
+    shared = onnxruntime.SessionOptions()
+    shared.use_per_session_threads = False
+    share_thread_pool(2)
+    model = ORTModelForCausalLM.from_pretrained(store / "tiny" / "portable", session_options=shared)
     for sequence, prompt in zip(greedy(store / "tiny" / "cpu-fp32", PROMPTS), PROMPTS, strict=True):
         assert sequence == torch_greedy(model, prompt)
 

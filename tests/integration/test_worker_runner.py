@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from gpt2serve.engine.kv_cache import KVShape
+from gpt2serve.engine.memory import HostMemory
 from gpt2serve.engine.runner import Batch, Floats, Runner
 from gpt2serve.package import package_path, read_manifest
 from tests.integration.engine_support import REAGAN, THREADS
@@ -28,7 +29,7 @@ def prompts(*lengths: int, seed: int = 1) -> list[list[int]]:
 
 
 def prefill(runner: Runner, prompt: list[int], length: int) -> tuple[Batch, Floats]:
-    batch = runner.new_batch(KVShape(1, length))
+    batch = runner.new_batch(KVShape(1, length), HostMemory())
     return batch, runner.prefill(batch, [prompt], 0)[0].copy()
 
 
@@ -39,7 +40,7 @@ def keys_and_values(batch: Batch, slot: int, tokens: int) -> np.ndarray:
 @pytest.mark.parametrize("lengths", [(1, 2), (17, 1, 9, 16), (3,) * 8, (40, 39, 1), (128, 5)])
 def test_padded_prefill_equals_each_prompt_alone(runner: Runner, lengths: tuple[int, ...]) -> None:
     together = prompts(*lengths)
-    batch = runner.new_batch(KVShape(len(together), max(lengths)))
+    batch = runner.new_batch(KVShape(len(together), max(lengths)), HostMemory())
     logits = runner.prefill(batch, together, 0).copy()
     for row, prompt in enumerate(together):
         alone, expected = prefill(runner, prompt, len(prompt))
@@ -74,7 +75,7 @@ def in_chunks(runner: Runner, chunk: int) -> tuple[Floats, np.ndarray, tuple[Flo
     """Logits and KV cache of a prompt read in chunks, and both of the same prompt at once."""
     (prompt,) = prompts(100)
     whole, expected = prefill(runner, prompt, 100)
-    batch = runner.new_batch(KVShape(1, 100))
+    batch = runner.new_batch(KVShape(1, 100), HostMemory())
     for start in range(0, len(prompt), chunk):
         logits = runner.prefill(batch, [prompt[start : start + chunk]], start)
     cache = keys_and_values(batch, 0, 100)
@@ -93,7 +94,7 @@ def test_decode_batch_equals_each_row_alone(runner: Runner) -> None:
             trace.append(runner.decode(batch, [token], length)[0].copy())
         alone.append(trace)
 
-    together = runner.new_batch(KVShape(8, 128))
+    together = runner.new_batch(KVShape(8, 128), HostMemory())
     for slot, prompt in enumerate(prompts(*lengths)):
         own, _ = prefill(runner, prompt, len(prompt))
         together.kv.copy(own.kv, 0, [slot], len(prompt))
@@ -126,7 +127,7 @@ def _catch_up(
 
 def test_what_a_slot_held_before_does_not_matter(runner: Runner) -> None:
     (long, short) = prompts(100, 4)
-    batch = runner.new_batch(KVShape(2, 128))
+    batch = runner.new_batch(KVShape(2, 128), HostMemory())
     runner.prefill(batch, [long, long], 0)
     used = runner.prefill(batch, [short], 0)[0].copy()
     _, expected = prefill(runner, short, 4)

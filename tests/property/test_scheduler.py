@@ -65,7 +65,7 @@ def fits_alone(request: Request) -> bool:
     needed = rectangle(
         [request.max_length] * len(request.sequences), context_length=CONTEXT, max_slots=BATCH
     )
-    extra = max(CHUNK, request.prompt_length)
+    extra = -(-request.prompt_length // CHUNK) * CHUNK  # prompts are read in whole chunks
     return request.max_length <= CONTEXT and needed.slots * needed.length + extra <= KV_TOKENS
 
 
@@ -118,10 +118,12 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.cache)
     @rule(data=st.data())
-    def finish_one(self, data: st.DataObject) -> None:
-        sequence = data.draw(st.sampled_from(self.cache))
-        sequence.finish_reason = "eos"
-        self._leave(sequence)
+    def finish_some(self, data: st.DataObject) -> None:
+        slots = data.draw(st.sets(st.sampled_from(range(len(self.cache))), min_size=1))
+        leaving = [self.cache[slot] for slot in slots]
+        for sequence in leaving:
+            sequence.finish_reason = "eos"
+        self._leave(leaving)
 
     @precondition(lambda self: any(self._alive(request) for request in self.added))
     @rule(data=st.data())
@@ -129,8 +131,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         alive = [request for request in self.added if self._alive(request)]
         request = data.draw(st.sampled_from(alive))
         self.scheduler.drop(request)
-        for sequence in [s for s in self.cache if s.request is request]:
-            self._leave(sequence)
+        self._leave([s for s in self.cache if s.request is request])
         self.added.remove(request)
 
     def _check_turns(self, plan: Plan, running: list[Sequence]) -> None:
@@ -172,14 +173,15 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert slots == list(range(len(self.cache), len(self.cache) + len(request.sequences)))
         self.cache += request.sequences
 
-    def _leave(self, sequence: Sequence) -> None:
-        move = self.scheduler.leave(sequence)
-        if move is None:
-            assert self.cache[-1] is sequence
-        else:
-            assert move[0] == len(self.cache) - 1
-            self.cache[move[1]] = self.cache[move[0]]
-        self.cache.pop()
+    def _leave(self, leaving: list[Sequence]) -> None:
+        staying = len(self.cache) - len(leaving)
+        moves = self.scheduler.leave(leaving)
+        for from_slot, to_slot in moves:
+            assert from_slot >= staying > to_slot, "a move that was not needed"
+            assert self.cache[from_slot] not in leaving
+            assert self.cache[to_slot] in leaving
+            self.cache[to_slot] = self.cache[from_slot]
+        del self.cache[staying:]
 
     def _alive(self, request: Request) -> bool:
         return request not in self.joined or any(s.request is request for s in self.cache)
@@ -203,7 +205,7 @@ class SchedulerMachine(RuleBasedStateMachine):
                 break
             self.step()
             if turn % 3 == 2 and self.cache:
-                self._leave(self.cache[0])
+                self._leave([self.cache[0]])
         assert not self.scheduler.has_work
         assert set(self.added) <= set(self.joined), "somebody never joined"
 
@@ -335,7 +337,7 @@ def test_nothing_overtakes_a_prompt_that_waits_for_room() -> None:
     scheduler.add(long)
     scheduler.add(short)
     assert [scheduler.schedule() for _ in range(3)] == [Decode()] * 3
-    scheduler.leave(first.sequences[0])
+    scheduler.leave([first.sequences[0]])
     # Now there is room for it; the short one may take turns with its chunks.
     plans = [scheduler.schedule() for _ in range(4)]
     assert scheduler.long is long

@@ -20,6 +20,7 @@ from tokenizers import decoders, models, pre_tokenizers
 
 from gpt2serve.engine.events import Done, Generation, TokenEvent
 from gpt2serve.engine.kv_cache import KVPool, KVShape
+from gpt2serve.engine.memory import HostMemory
 from gpt2serve.engine.observer import NoObserver
 from gpt2serve.engine.params import ResolvedParams
 from gpt2serve.engine.request import Request, Times
@@ -213,6 +214,10 @@ class FakeBatch:
         self.shape = shape
         self.kv = FakeKV(shape)
 
+    def release(self) -> None:
+        """Whoever looks at it afterwards reads what was never written."""
+        self.kv.tokens[:] = -1
+
 
 class FakeRunner:
     """Computes `fake_logits` of what is in the cache. `fail_at` numbers steps that raise."""
@@ -230,7 +235,7 @@ class FakeRunner:
         """Takes the place of `Runner.load`."""
         return cls()
 
-    def new_batch(self, shape: KVShape) -> FakeBatch:
+    def new_batch(self, shape: KVShape, memory: HostMemory) -> FakeBatch:
         return FakeBatch(shape)
 
     def prefill(
@@ -281,6 +286,7 @@ class FakeHost:
     """What a `ModelWorker` needs of the engine around it."""
 
     pool: KVPool
+    memory: HostMemory = field(default_factory=HostMemory)
     outbox: Outbox = field(default_factory=Outbox)
     observer: NoObserver = field(default_factory=NoObserver)
     kv_reserved_for: str | None = None

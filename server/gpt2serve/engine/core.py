@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from gpt2serve.engine.events import Usage
 from gpt2serve.engine.kv_cache import KVPool
 from gpt2serve.engine.loader import Loader, LoadResult
+from gpt2serve.engine.memory import HostMemory
 from gpt2serve.engine.model_cache import ModelCache, State
 from gpt2serve.engine.observer import EngineStats, Observer, RequestSummary
 from gpt2serve.engine.request import Request
@@ -24,6 +25,9 @@ from gpt2serve.engine.stream import Outbox
 from gpt2serve.engine.worker import ModelWorker
 from gpt2serve.errors import EngineClosed, Gpt2ServeError, RequestAborted
 from gpt2serve.settings import EngineSettings
+
+#: An idle engine keeps the memory of its last batches for this long.
+KEEP_MEMORY_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +82,7 @@ class EngineCore:
         self.inbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
         self.stats = EngineStats()
         self.pool = KVPool(settings.kv_cache_bytes)
+        self.memory = HostMemory()
         self.outbox = Outbox()
         self.kv_reserved_for: str | None = None
         self.observer = observer
@@ -144,13 +149,19 @@ class EngineCore:
         """Handle what is in the inbox; wait for something if there is nothing else to do."""
         if wait and self.inbox.empty():
             self._idle()
-            self._handle(self.inbox.get())
         while not self.inbox.empty() and not self._stopping:
             self._handle(self.inbox.get())
 
     def _idle(self) -> None:
+        """Wait for the next message; give memory back if it takes a while."""
         self._publish()
         self.check_integrity()
+        try:
+            message = self.inbox.get(timeout=KEEP_MEMORY_SECONDS)
+        except queue.Empty:
+            self.memory.trim(0)
+            message = self.inbox.get()
+        self._handle(message)
 
     def _publish(self) -> None:
         """First the state, then the events: who sees a request's end sees the state after it."""

@@ -273,7 +273,8 @@ class Engine:
             context_length=manifest.dimensions.context_length,
             max_slots=self.settings.max_batch_size,
         )
-        tokens = shape.slots * shape.length + max(prompt, self.settings.prefill_chunk)
+        chunk = self.settings.prefill_chunk
+        tokens = shape.slots * shape.length + -(-prompt // chunk) * chunk
         needed = tokens * bytes_per_token(manifest.dimensions, manifest.kv.dtype)
         if needed > self.settings.kv_cache_bytes:
             raise ModelTooLarge(

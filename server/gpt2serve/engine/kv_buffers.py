@@ -9,7 +9,6 @@ slot, or the block grows.
 from __future__ import annotations
 
 import ctypes
-import mmap
 from abc import ABC, abstractmethod
 from typing import Any
 
@@ -17,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gpt2serve.engine.kv_cache import KVShape
+from gpt2serve.engine.memory import HostMemory
 from gpt2serve.errors import DeviceUnavailable
 from gpt2serve.package import Dimensions
 
@@ -49,31 +49,35 @@ class KVBuffers(ABC):
         """Where tensor 0 begins; tensor n begins `n * tensor_bytes` later."""
 
     @abstractmethod
+    def release(self) -> None:
+        """Give the memory back; the buffers must not be used any more."""
+
+    @abstractmethod
     def copy(self, source: KVBuffers, from_slot: int, to_slots: list[int], tokens: int) -> None:
         """Copy the first `tokens` tokens of a sequence; `source` may be self."""
 
 
 class HostKVBuffers(KVBuffers):
-    """In this process's memory. Pages that are never written take no memory.
-
-    The block is mapped without huge pages: numpy's own allocations ask for them, and then
-    the first token of each row zeroes two megabytes (353 ms instead of 18 for 32 slots of a
-    124M model, see docs/decisions/0004-kv-cache.md).
-    """
+    """In this process's memory."""
 
     device = "cpu"
 
-    def __init__(self, dimensions: Dimensions, dtype: str, shape: KVShape) -> None:
+    def __init__(
+        self, dimensions: Dimensions, dtype: str, shape: KVShape, memory: HostMemory
+    ) -> None:
         super().__init__(dimensions, dtype, shape)
-        self._memory = mmap.mmap(-1, self.tensors * self.tensor_bytes)
-        self._memory.madvise(mmap.MADV_NOHUGEPAGE)
-        self.array: npt.NDArray[Any] = np.frombuffer(self._memory, dtype=dtype).reshape(
-            self.tensors, shape.slots, dimensions.heads, shape.length, dimensions.head_size
-        )
+        axes = (self.tensors, shape.slots, dimensions.heads, shape.length, dimensions.head_size)
+        self._memory = memory
+        self._block = memory.take(self.tensors * self.tensor_bytes)
+        self.array: npt.NDArray[Any] = np.ndarray(axes, dtype=dtype, buffer=self._block)
 
     @property
     def address(self) -> int:
         return self.array.ctypes.data
+
+    def release(self) -> None:
+        del self.array
+        self._memory.give(self._block)
 
     def copy(self, source: KVBuffers, from_slot: int, to_slots: list[int], tokens: int) -> None:
         assert isinstance(source, HostKVBuffers)  # noqa: S101
@@ -121,10 +125,14 @@ class CudaKVBuffers(KVBuffers):
                     )
                 )
 
+    def release(self) -> None:
+        if self._pointer:
+            self._cuda.cudaFree(self._pointer)
+            self._pointer = ctypes.c_void_p()
+
     def __del__(self) -> None:
-        pointer = getattr(self, "_pointer", None)
-        if pointer is not None:
-            self._cuda.cudaFree(pointer)
+        if hasattr(self, "_pointer"):
+            self.release()
 
     @staticmethod
     def _check(status: int) -> None:

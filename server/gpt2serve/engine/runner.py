@@ -18,6 +18,7 @@ import onnxruntime as ort
 
 from gpt2serve.engine.kv_buffers import CudaKVBuffers, HostKVBuffers, KVBuffers
 from gpt2serve.engine.kv_cache import KVShape
+from gpt2serve.engine.memory import HostMemory
 from gpt2serve.errors import CorruptPackage, DeviceUnavailable
 from gpt2serve.package import GRAPH_FILE, Manifest
 
@@ -86,13 +87,17 @@ class Runner:
 
     def warm_up(self) -> None:
         """One step, so that the first request does not pay for what happens once."""
-        self.prefill(self.new_batch(KVShape(1, 1)), [[0]], 0)
+        self.prefill(self.new_batch(KVShape(1, 1), HostMemory()), [[0]], 0)
 
-    def new_batch(self, shape: KVShape) -> Batch:
-        """Memory for a batch. Raises `MemoryError`."""
-        kind = CudaKVBuffers if self.device == "cuda" else HostKVBuffers
-        kv = kind(self.manifest.dimensions, self.manifest.kv.dtype, shape)
-        return Batch(kv, self.manifest.dimensions.vocab_size)
+    def new_batch(self, shape: KVShape, memory: HostMemory) -> Batch:
+        """Room for a batch. Raises `OSError` or `MemoryError` without memory."""
+        dimensions, dtype = self.manifest.dimensions, self.manifest.kv.dtype
+        kv: KVBuffers
+        if self.device == "cuda":
+            kv = CudaKVBuffers(dimensions, dtype, shape)
+        else:
+            kv = HostKVBuffers(dimensions, dtype, shape, memory)
+        return Batch(kv, dimensions.vocab_size, memory)
 
     def prefill(self, batch: Batch, prompts: Sequence[Sequence[int]], past: int) -> Floats:
         """Read tokens into slots 0, 1, ...; returns the logits after each row's last token.
@@ -150,11 +155,15 @@ class Runner:
 
 
 class Batch:
-    """What a step works in. Freed with the object."""
+    """What a step works in."""
 
-    def __init__(self, kv: KVBuffers, vocabulary: int) -> None:
+    def __init__(self, kv: KVBuffers, vocabulary: int, memory: HostMemory) -> None:
         self.kv = kv
-        self.logits: Floats = np.empty((kv.shape.slots, vocabulary), dtype=np.float32)
+        self._memory = memory
+        self._block = memory.take(kv.shape.slots * vocabulary * 4)
+        self.logits: Floats = np.ndarray(
+            (kv.shape.slots, vocabulary), dtype=np.float32, buffer=self._block
+        )
         self.decode_inputs = StepInputs(kv.shape.slots, 1)
         #: Bindings of decode steps, by number of rows.
         self.bindings: dict[int, Any] = {}
@@ -162,6 +171,13 @@ class Batch:
     @property
     def shape(self) -> KVShape:
         return self.kv.shape
+
+    def release(self) -> None:
+        """Give the memory back. Logits that a step returned are part of it."""
+        self.bindings.clear()
+        del self.logits
+        self.kv.release()
+        self._memory.give(self._block)
 
 
 class StepInputs:

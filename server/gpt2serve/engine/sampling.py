@@ -62,7 +62,8 @@ class BatchSampler:
             for n, row in enumerate(rows)
             if row.repetition_penalty != 1.0 or row.no_repeat_ngram_size > 0
         ]
-        self._with_minimum = [n for n, row in enumerate(rows) if row.position < row.min_tokens]
+        self._with_minimum: list[int] = []
+        self._may_not_end(list(range(len(rows))))
         self._wants_logprob = any(row.wants_logprob for row in rows)
         self._greedy = np.array([n for n, row in enumerate(rows) if not row.do_sample], dtype=int)
         drawn = [n for n, row in enumerate(rows) if row.do_sample]
@@ -108,11 +109,16 @@ class BatchSampler:
         for n in self._penalised:
             _penalise(logits[n], self.rows[n])
         if self._with_minimum:
-            self._with_minimum = [
-                n for n in self._with_minimum if self.rows[n].position < self.rows[n].min_tokens
-            ]
-            for n in self._with_minimum:
-                logits[n, list(self.rows[n].eos_token_ids)] = -np.inf
+            self._may_not_end(self._with_minimum)
+            logits[self._early_ends] = -np.inf
+
+    def _may_not_end(self, candidates: list[int]) -> None:
+        """Note which of `candidates` are below their minimum, and where their ends are."""
+        early = [n for n in candidates if self.rows[n].position < self.rows[n].min_tokens]
+        if early != self._with_minimum:
+            self._with_minimum = early
+            ends = [(n, token) for n in early for token in self.rows[n].eos_token_ids]
+            self._early_ends = tuple(np.array(ends, dtype=np.int64).reshape(-1, 2).T)
 
 
 class _Filter:

@@ -13,7 +13,7 @@ for more than one chunk; short prompts and chunks of a long one take turns.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from gpt2serve.engine.kv_cache import KVShape, rectangle
@@ -107,18 +107,24 @@ class Scheduler:
         self.running += request.sequences
         return list(range(first, len(self.running)))
 
-    def leave(self, sequence: Sequence) -> tuple[int, int] | None:
-        """Take a sequence out of the batch.
+    def leave(self, leaving: Collection[Sequence]) -> list[tuple[int, int]]:
+        """Take sequences out of the batch; the last ones that stay fill the slots they leave.
 
-        Returns (from, to) if the last sequence moved into its slot, which its KV cache must
-        follow.
+        Returns (from, to) of each that moved, which its KV cache must follow.
         """
-        slot = self.running.index(sequence)
-        last = self.running.pop()
-        if last is sequence:
-            return None
-        self.running[slot] = last
-        return len(self.running), slot
+        slots = [slot for slot, sequence in enumerate(self.running) if sequence not in leaving]
+        staying = len(slots)
+        moves = list(
+            zip(
+                (slot for slot in slots if slot >= staying),
+                sorted(set(range(staying)).difference(slots)),
+                strict=True,
+            )
+        )
+        for from_slot, to_slot in moves:
+            self.running[to_slot] = self.running[from_slot]
+        del self.running[staying:]
+        return moves
 
     def drop(self, request: Request) -> None:
         """Forget a request that is not running yet."""

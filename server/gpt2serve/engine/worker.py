@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -12,6 +12,7 @@ import numpy as np
 from gpt2serve.engine.events import Done, FinishReason, Generation, Token, TokenEvent, Usage
 from gpt2serve.engine.kv_buffers import bytes_per_token
 from gpt2serve.engine.kv_cache import NOTHING, KVPool, KVShape, resized
+from gpt2serve.engine.memory import HostMemory
 from gpt2serve.engine.observer import Observer, StepKind
 from gpt2serve.engine.request import Request, Sequence
 from gpt2serve.engine.runner import Batch, Floats, Runner
@@ -25,6 +26,7 @@ class Host(Protocol):
     """What a worker needs from the engine that it works in."""
 
     pool: KVPool
+    memory: HostMemory
     outbox: Outbox
     observer: Observer
     clock: Callable[[], float]
@@ -97,6 +99,8 @@ class ModelWorker:
             failure = StepFailed(f"The model failed while generating: {error}")
             failure.__cause__ = error
             self._drop([r for r in concerned if not r.ended], failure)
+        # All that ended leave at once: nothing is moved that is about to leave, too.
+        self._leave([s for s in self.scheduler.running if s.finish_reason is not None])
         self._give_back_memory()
         seconds = self._host.clock() - started
         self.virtual_time += seconds / rows
@@ -146,8 +150,8 @@ class ModelWorker:
     def _prefill(self, requests: list[Request], now: float) -> StepOutput:
         for request in requests:
             request.times.prefill_started = now
-        longest = max(request.prompt_length for request in requests)
-        prompts = self.runner.new_batch(KVShape(len(requests), longest))
+        # As long as a chunk allows, not as long as it must be: the memory is found again.
+        prompts = self._new_batch(KVShape(len(requests), self._chunk // len(requests)))
         logits = self.runner.prefill(prompts, [request.prompt_ids for request in requests], 0)
         return self._join(requests, prompts, logits)
 
@@ -157,7 +161,8 @@ class ModelWorker:
             request.times.prefill_started = now
             # Room for all of it is taken now, so that none is missing at the last chunk.
             self._resize(self.scheduler.shape(), live=len(self.scheduler.running))
-            self._long_prompt = self.runner.new_batch(KVShape(1, request.prompt_length))
+            chunks = -(-request.prompt_length // self._chunk)
+            self._long_prompt = self._new_batch(KVShape(1, chunks * self._chunk))
         assert self._long_prompt is not None  # noqa: S101
         tokens = request.prompt_ids[chunk.start : chunk.stop]
         logits = self.runner.prefill(self._long_prompt, [tokens], chunk.start)
@@ -181,7 +186,9 @@ class ModelWorker:
             self._batch.kv.copy(prompts.kv, row, slots[row], request.prompt_length)
         sequences = [sequence for request in requests for sequence in request.sequences]
         copies = [len(request.sequences) for request in requests]
-        return StepOutput(sequences, np.repeat(logits, copies, axis=0), joined=True)
+        output = StepOutput(sequences, np.repeat(logits, copies, axis=0), joined=True)
+        prompts.release()
+        return output
 
     # -- sample and update ----------------------------------------------------------------
 
@@ -206,7 +213,7 @@ class ModelWorker:
             self._advance(sequence, token, logprob)
 
     def _advance(self, sequence: Sequence, token: int, logprob: float) -> None:
-        """Append a token; tell the owner; take the sequence out if it has ended."""
+        """Append a token and tell the owner."""
         request = sequence.request
         sequence.row.history.append(token)
         request.completion_tokens += 1
@@ -236,7 +243,6 @@ class ModelWorker:
     def _finish(self, sequence: Sequence, reason: FinishReason) -> None:
         request = sequence.request
         sequence.finish_reason = reason
-        self._leave(sequence)
         params = request.params
         generation = Generation(
             index=sequence.index,
@@ -256,22 +262,24 @@ class ModelWorker:
             request.ended = True
             self._host.request_ended(request, None)
 
-    def _leave(self, sequence: Sequence) -> None:
-        move = self.scheduler.leave(sequence)
+    def _leave(self, sequences: Collection[Sequence]) -> None:
+        """Take sequences out of the batch; the KV cache follows those that fill their slots."""
+        if not sequences:
+            return
         self._sampler = None
-        if move is not None and self._batch is not None:
-            moved = self.scheduler.running[move[1]]
-            # All of it: its newest token may be in the cache already, if the sequence that
-            # leaves comes before it in the step that is being worked on.
-            self._batch.kv.copy(self._batch.kv, move[0], [move[1]], moved.length)
+        for from_slot, to_slot in self.scheduler.leave(sequences):
+            if self._batch is not None:
+                # All of it: the newest token is in the cache if the step broke off half-way.
+                length = self.scheduler.running[to_slot].length
+                self._batch.kv.copy(self._batch.kv, from_slot, [to_slot], length)
 
-    def _drop(self, requests: Iterable[Request], error: Gpt2ServeError) -> None:
+    def _drop(self, requests: Collection[Request], error: Gpt2ServeError) -> None:
+        self._leave([s for s in self.scheduler.running if s.request in requests])
         for request in requests:
-            if request is self.scheduler.long:
+            if request is self.scheduler.long and self._long_prompt is not None:
+                self._long_prompt.release()
                 self._long_prompt = None
             self.scheduler.drop(request)
-            for sequence in [s for s in self.scheduler.running if s.request is request]:
-                self._leave(sequence)
             request.ended = True
             self._host.outbox.fail(request.stream, error)
             self._host.request_ended(request, error)
@@ -284,37 +292,49 @@ class ModelWorker:
         return self._host.pool.fits(self.key, self._kv_bytes(shape, prompt_tokens))
 
     def _kv_bytes(self, shape: KVShape, prompt_tokens: int) -> int:
-        """The batch's rectangle, and the tokens of prompts that are being prefilled."""
-        return self._token_bytes * (shape.slots * shape.length + prompt_tokens)
+        """The batch's rectangle, and the prompts that are being prefilled."""
+        chunks = -(-prompt_tokens // self._chunk)
+        return self._token_bytes * (shape.slots * shape.length + chunks * self._chunk)
 
-    def _prompt_tokens(self) -> int:
-        long = self.scheduler.long
-        return max(self._chunk, long.prompt_length if long else 0)
+    def _hold(self, shape: KVShape) -> bool:
+        """Hold the KV cache for `shape`; what nobody uses makes room for it."""
+        host, long = self._host, self.scheduler.long
+        size = self._kv_bytes(shape, long.prompt_length if long else self._chunk)
+        if not host.pool.hold(self.key, size):
+            return False
+        host.memory.trim(host.pool.budget - host.pool.used)
+        return True
+
+    def _new_batch(self, shape: KVShape) -> Batch:
+        return self.runner.new_batch(shape, self._host.memory)
 
     def _resize(self, needed: KVShape, *, live: int) -> None:
         """Let the batch have room for `needed`; the first `live` slots keep what they hold."""
         current = self._batch.shape if self._batch is not None else NOTHING
         target = resized(current, needed)
-        extra = self._prompt_tokens()
-        if not self._host.pool.hold(self.key, self._kv_bytes(target, extra)):
+        if not self._hold(target):
             target = needed  # keeping spare room is a courtesy, others may need it
-            if not self._host.pool.hold(self.key, self._kv_bytes(target, extra)):
+            if not self._hold(target):
                 raise MemoryError("the KV cache is full")
         if target == current:
             return
-        before, self._batch = self._batch, self.runner.new_batch(target)
+        before, self._batch = self._batch, self._new_batch(target)
         if before is not None:
             for slot in range(live):
                 # The newest token is not in the cache yet.
                 tokens = self.scheduler.running[slot].length - 1
                 self._batch.kv.copy(before.kv, slot, [slot], tokens)
+            before.release()
 
     def _give_back_memory(self) -> None:
-        needed = self.scheduler.shape()
+        host, needed = self._host, self.scheduler.shape()
         if needed == NOTHING:
-            self._batch = None
-            self._host.pool.hold(self.key, 0)
+            if self._batch is not None:
+                self._batch.release()
+                self._batch = None
+            host.pool.hold(self.key, 0)
         elif self._batch is not None and resized(self._batch.shape, needed) != self._batch.shape:
             # Without the memory for a smaller one the batch stays as it is.
             with contextlib.suppress(MemoryError, OSError):
                 self._resize(needed, live=len(self.scheduler.running))
+        host.memory.trim(host.pool.budget - host.pool.used)

@@ -1,0 +1,1 @@
+"""Measurements against other systems. Run them from the repository's root."""
