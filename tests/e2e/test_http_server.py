@@ -199,13 +199,15 @@ def test_what_outlasts_the_drain_is_told_so(serve: Callable[..., Server], twice:
 def test_overload_is_429_with_retry_after(serve: Callable[..., Server]) -> None:
     server = serve("--max-queue", "1")
     with server.client() as client:
-        # Many sequences: a quick machine must not be done before the second request is there.
-        first = LONG | {"stream": True, "num_return_sequences": 32}
-        with client.stream("POST", "/generate", json=first) as answer:
-            next(answer.iter_raw())
-            refused = client.post("/generate", json=LONG)
-            assert (refused.status_code, refused.json()["code"]) == (429, "overloaded")
-            assert int(refused.headers["retry-after"]) >= 1
+        with ThreadPoolExecutor(8) as pool:
+            answers = list(pool.map(lambda _: client.post("/generate", json=LONG), range(8)))
+        refused = [answer for answer in answers if answer.status_code == 429]
+        # One at a time is let in; of eight that come together some must find it there.
+        assert refused
+        assert len(refused) < len(answers)
+        for answer in refused:
+            assert answer.json()["code"] == "overloaded"
+            assert int(answer.headers["retry-after"]) >= 1
         eventually(lambda: server.metric("requests_running") == 0)
         small = {"model": MODEL, "prompt": PROMPT, "max_new_tokens": 2}
         eventually(lambda: client.post("/generate", json=small).status_code == 200)

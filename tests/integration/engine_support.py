@@ -155,7 +155,7 @@ def assert_idle(engine: Engine) -> None:
         core.check_integrity()
         assert core.pool.used == 0
         assert all(not worker.has_work for worker in core._workers.values())
-        assert all(worker._batch is None for worker in core._workers.values())
+        assert all(worker._memory._batch is None for worker in core._workers.values())
         assert all(worker._long_prompt is None for worker in core._workers.values())
         leases = {key: entry.leases for key, entry in core.cache._entries.items()}
         assert not any(leases.values()), leases

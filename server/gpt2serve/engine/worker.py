@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 
+from gpt2serve.engine.batch_memory import BatchMemory, Shared
 from gpt2serve.engine.events import Done, FinishReason, Generation, Token, TokenEvent, Usage
-from gpt2serve.engine.kv_buffers import bytes_per_token
-from gpt2serve.engine.kv_cache import NOTHING, KVPool, KVShape, resized
-from gpt2serve.engine.memory import HostMemory
 from gpt2serve.engine.observer import Observer, StepKind
 from gpt2serve.engine.request import Request, Sequence
 from gpt2serve.engine.runner import Batch, Floats, Runner
@@ -22,16 +19,12 @@ from gpt2serve.engine.stream import Outbox
 from gpt2serve.errors import Gpt2ServeError, StepFailed
 
 
-class Host(Protocol):
+class Host(Shared, Protocol):
     """What a worker needs from the engine that it works in."""
 
-    pool: KVPool
-    memory: HostMemory
     outbox: Outbox
     observer: Observer
     clock: Callable[[], float]
-    #: The only model that may take more KV cache now, if there is one.
-    kv_reserved_for: str | None
 
     def request_ended(self, request: Request, error: Gpt2ServeError | None) -> None:
         """Called exactly once for each request that was added to the worker."""
@@ -57,19 +50,17 @@ class ModelWorker:
         #: Computing time so far, divided by the number of sequences that shared it.
         self.virtual_time = 0.0
         self._host = host
-        self._chunk = prefill_chunk
         manifest = runner.manifest
-        self._token_bytes = bytes_per_token(manifest.dimensions, manifest.kv.dtype)
+        self._memory = BatchMemory(key, runner, host, prefill_chunk)
         self._eos = frozenset(manifest.eos_token_ids)
         self.scheduler = Scheduler(
             max_batch_size=max_batch_size,
             prefill_chunk=prefill_chunk,
             context_length=manifest.dimensions.context_length,
-            kv_fits=self._kv_fits,
+            kv_fits=self._memory.fits,
         )
         #: Since when nothing runs although requests wait, for want of KV cache.
         self.starved_since: float | None = None
-        self._batch: Batch | None = None
         self._long_prompt: Batch | None = None
         self._sampler: BatchSampler | None = None
 
@@ -140,18 +131,16 @@ class ModelWorker:
                 return self._prefill_chunk(plan, now)
 
     def _decode(self) -> StepOutput:
-        assert self._batch is not None  # noqa: S101
         running = self.scheduler.running
         tokens = [sequence.row.history[-1] for sequence in running]
         lengths = np.array([sequence.length for sequence in running], dtype=np.int32)
-        logits = self.runner.decode(self._batch, tokens, lengths)
+        logits = self.runner.decode(self._memory.batch, tokens, lengths)
         return StepOutput(list(running), logits, joined=False)
 
     def _prefill(self, requests: list[Request], now: float) -> StepOutput:
         for request in requests:
             request.times.prefill_started = now
-        # As long as a chunk allows, not as long as it must be: the memory is found again.
-        prompts = self._new_batch(KVShape(len(requests), self._chunk // len(requests)))
+        prompts = self._memory.for_prompts(len(requests))
         logits = self.runner.prefill(prompts, [request.prompt_ids for request in requests], 0)
         return self._join(requests, prompts, logits)
 
@@ -160,9 +149,8 @@ class ModelWorker:
         if chunk.start == 0:
             request.times.prefill_started = now
             # Room for all of it is taken now, so that none is missing at the last chunk.
-            self._resize(self.scheduler.shape(), live=len(self.scheduler.running))
-            chunks = -(-request.prompt_length // self._chunk)
-            self._long_prompt = self._new_batch(KVShape(1, chunks * self._chunk))
+            self._resize(live=len(self.scheduler.running))
+            self._long_prompt = self._memory.for_long_prompt(request.prompt_length)
         assert self._long_prompt is not None  # noqa: S101
         tokens = request.prompt_ids[chunk.start : chunk.stop]
         logits = self.runner.prefill(self._long_prompt, [tokens], chunk.start)
@@ -177,13 +165,12 @@ class ModelWorker:
         slots = [self.scheduler.join(request) for request in requests]
         self._sampler = None
         try:
-            self._resize(self.scheduler.shape(), live=live)
+            self._resize(live=live)
         except Exception:
             del self.scheduler.running[live:]  # they have no slots that could be moved
             raise
-        assert self._batch is not None  # noqa: S101
         for row, request in enumerate(requests):
-            self._batch.kv.copy(prompts.kv, row, slots[row], request.prompt_length)
+            self._memory.batch.kv.copy(prompts.kv, row, slots[row], request.prompt_length)
         sequences = [sequence for request in requests for sequence in request.sequences]
         copies = [len(request.sequences) for request in requests]
         output = StepOutput(sequences, np.repeat(logits, copies, axis=0), joined=True)
@@ -268,10 +255,10 @@ class ModelWorker:
             return
         self._sampler = None
         for from_slot, to_slot in self.scheduler.leave(sequences):
-            if self._batch is not None:
-                # All of it: the newest token is in the cache if the step broke off half-way.
-                length = self.scheduler.running[to_slot].length
-                self._batch.kv.copy(self._batch.kv, from_slot, [to_slot], length)
+            # All of it: the newest token is in the cache if the step broke off half-way.
+            length = self.scheduler.running[to_slot].length
+            kv = self._memory.batch.kv
+            kv.copy(kv, from_slot, [to_slot], length)
 
     def _drop(self, requests: Collection[Request], error: Gpt2ServeError) -> None:
         self._leave([s for s in self.scheduler.running if s.request in requests])
@@ -286,55 +273,17 @@ class ModelWorker:
 
     # -- memory ---------------------------------------------------------------------------
 
-    def _kv_fits(self, shape: KVShape, prompt_tokens: int) -> bool:
-        if self._host.kv_reserved_for not in (None, self.key):
-            return False
-        return self._host.pool.fits(self.key, self._kv_bytes(shape, prompt_tokens))
-
-    def _kv_bytes(self, shape: KVShape, prompt_tokens: int) -> int:
-        """The batch's rectangle, and the prompts that are being prefilled."""
-        chunks = -(-prompt_tokens // self._chunk)
-        return self._token_bytes * (shape.slots * shape.length + chunks * self._chunk)
-
-    def _hold(self, shape: KVShape) -> bool:
-        """Hold the KV cache for `shape`; what nobody uses makes room for it."""
-        host, long = self._host, self.scheduler.long
-        size = self._kv_bytes(shape, long.prompt_length if long else self._chunk)
-        if not host.pool.hold(self.key, size):
-            return False
-        host.memory.trim(host.pool.budget - host.pool.used)
-        return True
-
-    def _new_batch(self, shape: KVShape) -> Batch:
-        return self.runner.new_batch(shape, self._host.memory)
-
-    def _resize(self, needed: KVShape, *, live: int) -> None:
-        """Let the batch have room for `needed`; the first `live` slots keep what they hold."""
-        current = self._batch.shape if self._batch is not None else NOTHING
-        target = resized(current, needed)
-        if not self._hold(target):
-            target = needed  # keeping spare room is a courtesy, others may need it
-            if not self._hold(target):
-                raise MemoryError("the KV cache is full")
-        if target == current:
-            return
-        before, self._batch = self._batch, self._new_batch(target)
-        if before is not None:
-            for slot in range(live):
-                # The newest token is not in the cache yet.
-                tokens = self.scheduler.running[slot].length - 1
-                self._batch.kv.copy(before.kv, slot, [slot], tokens)
-            before.release()
+    def _resize(self, *, live: int) -> None:
+        """Let the batch have room for all that run; the first `live` slots keep their tokens."""
+        self._memory.resize(self.scheduler.shape(), self._long_tokens(), self._in_cache(live))
 
     def _give_back_memory(self) -> None:
-        host, needed = self._host, self.scheduler.shape()
-        if needed == NOTHING:
-            if self._batch is not None:
-                self._batch.release()
-                self._batch = None
-            host.pool.hold(self.key, 0)
-        elif self._batch is not None and resized(self._batch.shape, needed) != self._batch.shape:
-            # Without the memory for a smaller one the batch stays as it is.
-            with contextlib.suppress(MemoryError, OSError):
-                self._resize(needed, live=len(self.scheduler.running))
-        host.memory.trim(host.pool.budget - host.pool.used)
+        live = self._in_cache(len(self.scheduler.running))
+        self._memory.give_back(self.scheduler.shape(), self._long_tokens(), live)
+
+    def _long_tokens(self) -> int:
+        return self.scheduler.long.prompt_length if self.scheduler.long else 0
+
+    def _in_cache(self, slots: int) -> list[int]:
+        """Tokens in the cache of each slot; the newest one is not there yet."""
+        return [sequence.length - 1 for sequence in self.scheduler.running[:slots]]
