@@ -12,6 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import decoders, models, pre_tokenizers
 
+from gpt2serve.engine import tokenizer
 from gpt2serve.engine.text import CLEAN_UP, TextStream, clean_up
 from gpt2serve.engine.tokenizer import Tokenizer, TokenizerCache
 from gpt2serve.errors import CorruptPackage
@@ -294,3 +295,25 @@ def test_a_file_that_is_not_the_named_one_is_refused(file: Path) -> None:
     # Otherwise a damaged package would lend its tokenizer to every model that shares the hash.
     with pytest.raises(CorruptPackage):
         TokenizerCache().get(file, "0" * 64)
+
+
+def test_a_tokenizer_is_remembered_between_requests(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Reading one takes tens of milliseconds; a model that answers one user at a time must not.
+    read: list[Path] = []
+
+    class Counted:
+        def __init__(self, path: Path) -> None:
+            read.append(path)
+
+    monkeypatch.setattr(tokenizer, "Tokenizer", Counted)
+    monkeypatch.setattr(tokenizer, "sha256_of", lambda path: path.name)
+    cache = TokenizerCache()
+    for name in ("a", "a", "b", "a"):
+        cache.get(Path(name), name)
+    assert read == [Path("a"), Path("b")]
+    for n in range(tokenizer.REMEMBERED - 1):
+        cache.get(Path(str(n)), str(n))
+    cache.get(Path("a"), "a")
+    cache.get(Path("b"), "b")
+    assert read.count(Path("a")) == 1, "the one used last is kept"
+    assert read.count(Path("b")) == 2, "there is a bound"

@@ -6,7 +6,7 @@ import contextlib
 from typing import Protocol
 
 from gpt2serve.engine.kv_buffers import bytes_per_token
-from gpt2serve.engine.kv_cache import NOTHING, KVPool, KVShape, resized
+from gpt2serve.engine.kv_cache import NOTHING, KVPool, KVShape, kv_tokens, resized, whole_chunks
 from gpt2serve.engine.memory import HostMemory
 from gpt2serve.engine.runner import Batch, Runner
 
@@ -53,7 +53,7 @@ class BatchMemory:
         return self._runner.new_batch(KVShape(rows, self._chunk // rows), self._shared.memory)
 
     def for_long_prompt(self, tokens: int) -> Batch:
-        shape = KVShape(1, self._whole_chunks(tokens))
+        shape = KVShape(1, whole_chunks(tokens, self._chunk))
         return self._runner.new_batch(shape, self._shared.memory)
 
     def resize(self, needed: KVShape, long_tokens: int, live: list[int]) -> None:
@@ -99,7 +99,4 @@ class BatchMemory:
         return True
 
     def _bytes(self, shape: KVShape, prompt_tokens: int) -> int:
-        return self._token_bytes * (shape.slots * shape.length + self._whole_chunks(prompt_tokens))
-
-    def _whole_chunks(self, tokens: int) -> int:
-        return -(-tokens // self._chunk) * self._chunk
+        return self._token_bytes * kv_tokens(shape, prompt_tokens, self._chunk)

@@ -18,7 +18,7 @@ import msgspec
 from gpt2serve.engine.core import Call, Cancel, EngineCore, Preload, Stop, Submit
 from gpt2serve.engine.events import Generation, GenerationResult, TokenEvent
 from gpt2serve.engine.kv_buffers import bytes_per_token
-from gpt2serve.engine.kv_cache import rectangle
+from gpt2serve.engine.kv_cache import kv_tokens, rectangle
 from gpt2serve.engine.observer import EngineStats, NoObserver, Observer
 from gpt2serve.engine.params import ResolvedParams, SamplingParams, resolve
 from gpt2serve.engine.request import Request, Times
@@ -273,8 +273,7 @@ class Engine:
             context_length=manifest.dimensions.context_length,
             max_slots=self.settings.max_batch_size,
         )
-        chunk = self.settings.prefill_chunk
-        tokens = shape.slots * shape.length + -(-prompt // chunk) * chunk
+        tokens = kv_tokens(shape, prompt, self.settings.prefill_chunk)
         needed = tokens * bytes_per_token(manifest.dimensions, manifest.kv.dtype)
         if needed > self.settings.kv_cache_bytes:
             raise ModelTooLarge(

@@ -52,6 +52,16 @@ def resized(current: KVShape, needed: KVShape) -> KVShape:
     return KVShape(side(current.slots, needed.slots), side(current.length, needed.length))
 
 
+def kv_tokens(shape: KVShape, prompt_tokens: int, chunk: int) -> int:
+    """Tokens that a batch of `shape` has room for, and a prompt that is read in whole chunks."""
+    return shape.slots * shape.length + whole_chunks(prompt_tokens, chunk)
+
+
+def whole_chunks(tokens: int, chunk: int) -> int:
+    """`tokens`, rounded up to a multiple of `chunk`."""
+    return -(-tokens // chunk) * chunk
+
+
 class KVPool:
     """One budget in bytes for the KV caches of all models."""
 

@@ -1,7 +1,7 @@
 """Host memory that is kept for the next batch when one is done with it.
 
 A page that the kernel has to hand out costs some microseconds, and a batch touches thousands of
-them: without this, page faults were a tenth of a decode step of 32 sequences
+them: without this, getting and returning them took a twentieth of a generation by 32 sequences
 (docs/decisions/0004-kv-cache.md). Blocks come in size classes, so that batches of one shape, of
 whichever model, find each other's.
 """

@@ -7,7 +7,7 @@ concatenation. Models of one vocabulary share one `Tokenizer`, found by the file
 from __future__ import annotations
 
 import threading
-import weakref
+from collections import OrderedDict
 from pathlib import Path
 
 import tokenizers
@@ -64,12 +64,16 @@ class Tokenizer:
         return known
 
 
+#: Models mostly share a vocabulary; one of GPT-2's size takes some megabytes.
+REMEMBERED = 16
+
+
 class TokenizerCache:
-    """Tokenizers in use, by the sha256 of their file. Forgets those that nobody holds."""
+    """The tokenizers that were used last, by the sha256 of their file."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._by_hash: weakref.WeakValueDictionary[str, Tokenizer] = weakref.WeakValueDictionary()
+        self._by_hash: OrderedDict[str, Tokenizer] = OrderedDict()
 
     def get(self, path: Path, sha256: str) -> Tokenizer:
         """Raises `CorruptPackage`. Reading one takes some ten milliseconds."""
@@ -83,4 +87,7 @@ class TokenizerCache:
                         f"{path} differs from the manifest's sha256; export the model again."
                     )
                 self._by_hash[sha256] = tokenizer
+                if len(self._by_hash) > REMEMBERED:
+                    self._by_hash.popitem(last=False)
+            self._by_hash.move_to_end(sha256)
             return tokenizer
