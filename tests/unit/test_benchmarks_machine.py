@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import time
 
 import pytest
 
-from benchmarks import decode, machine
+from benchmarks.common import machine, measuring
 
 
 def _burn(seconds: float) -> None:
@@ -27,6 +29,14 @@ def test_work_that_is_not_named_is_that_of_others() -> None:
     _burn(0.3)
     # One core at least, of all of them; less if this test itself had to wait.
     assert watch.share() > 0
+
+
+def test_processes_that_a_process_started_are_of_its_family() -> None:
+    command = [sys.executable, "-c", "input()"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE) as child:
+        assert {os.getpid(), child.pid} <= set(machine.family(os.getpid()))
+    assert child.pid not in machine.family(os.getpid())
+    assert machine.family(2**31 - 1) == [2**31 - 1]
 
 
 def test_a_process_that_is_not_there_has_no_times() -> None:
@@ -59,7 +69,7 @@ class _Watch:
 def test_the_least_disturbed_run_counts(
     monkeypatch: pytest.MonkeyPatch, shares: list[float], runs: int, chosen: int
 ) -> None:
-    monkeypatch.setattr(decode, "SETTLE_SECONDS", 0)
+    monkeypatch.setattr(measuring, "SETTLE_SECONDS", 0)
     monkeypatch.setattr(machine, "OtherWork", _Watch(shares))
     made: list[dict[str, int]] = []
 
@@ -67,5 +77,5 @@ def test_the_least_disturbed_run_counts(
         made.append({"run": len(made)})
         return made[-1]
 
-    assert decode.undisturbed(work, [1], tries=3)["run"] == chosen
+    assert measuring.undisturbed(work, [1], tries=3)["run"] == chosen
     assert len(made) == runs

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from benchmarks.worker import Worker, WorkerFailed
+from benchmarks.common.worker import Worker, WorkerFailed
 
 
 class Echo:

@@ -1,0 +1,98 @@
+"""The engine in a process of its own, told what to load and watched while it does.
+
+A model is made cold as in life: other models push it out of the model cache. They are tiny, and
+the cache has room for the one large model only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Any
+
+from benchmarks.coldstart.eviction import evict
+from benchmarks.coldstart.memory import trim
+from benchmarks.coldstart.phases import Span, split
+from benchmarks.peers import TOP_K
+
+
+class Engine:
+    """The far side of a `Worker`. budget: bytes of the model cache."""
+
+    def __init__(self, store: str, budget: int, precision: str, threads: int) -> None:
+        import gpt2serve
+
+        self._sampling = gpt2serve.SamplingParams
+        self._token = gpt2serve.TokenEvent
+        self._watch = Watch()
+        self._engine = gpt2serve.Engine(
+            store, precision=precision, threads=threads, model_cache_bytes=budget
+        )
+        self._engine.start()
+
+    def start(self, model: str, prompt: str, tokens: int) -> dict[str, Any]:
+        """Seconds to the "first" token and until "done", and the "phases" of the first."""
+        if self._state(model) != "cold":
+            raise RuntimeError(f"{model} is {self._state(model)}.")
+        self._watch.spans.clear()
+        begin, moments = asyncio.run(self._stream(model, prompt, tokens))
+        if len(moments) != tokens:
+            raise RuntimeError(f"Asked for {tokens} tokens, got {len(moments)}.")
+        return {
+            "first": moments[0] - begin,
+            "done": moments[-1] - begin,
+            "phases": split(self._watch.spans, begin, moments[0]),
+        }
+
+    async def _stream(self, model: str, prompt: str, tokens: int) -> tuple[float, list[float]]:
+        params = self._sampling(
+            max_new_tokens=tokens, min_new_tokens=tokens, do_sample=True, top_k=TOP_K, top_p=1.0
+        )
+        begin = time.perf_counter()
+        moments = [
+            time.perf_counter()
+            async for event in self._engine.stream(model, prompt, params)
+            if isinstance(event, self._token)
+        ]
+        return begin, moments
+
+    def stop(self, model: str) -> None:
+        """Returns when the model's memory was given back."""
+        evict(model, self._state, self._engine.load)
+        trim()
+
+    def _state(self, model: str) -> str:
+        states = {one.id: one.state for one in self._engine.list_models(limit=1000)}
+        return states[model]
+
+    def close(self) -> None:
+        self._engine.close()
+
+
+class Watch:
+    """Notes when the engine is in which phase, around the calls that make it up."""
+
+    def __init__(self) -> None:
+        import onnxruntime
+
+        from gpt2serve.engine.runner import Runner
+        from gpt2serve.engine.store import ModelStore
+
+        self.spans: list[Span] = []
+        self._over(ModelStore, "verify", "check")
+        self._over(onnxruntime.InferenceSession, "__init__", "session")
+        self._over(Runner, "warm_up", "warm-up")
+        self._over(onnxruntime.InferenceSession, "run_with_iobinding", "prefill")
+
+    def _over(self, owner: type, name: str, phase: str) -> None:
+        original: Callable[..., Any] = getattr(owner, name)
+
+        def timed(*args: Any, **options: Any) -> Any:
+            begin = time.perf_counter()
+            try:
+                return original(*args, **options)
+            finally:
+                self.spans.append((phase, begin, time.perf_counter()))
+
+        setattr(owner, name, timed)

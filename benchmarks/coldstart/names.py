@@ -1,0 +1,11 @@
+"""Names in tables and for --skip."""
+
+from __future__ import annotations
+
+from benchmarks.peers import ENGINE_INT8, SYSTEMS
+
+#: The first load of a model in a process: its files are compared with their hashes.
+CHECKED = f"{ENGINE_INT8}, first load"
+#: `POST /generate` of a server.
+HTTP = f"{ENGINE_INT8}, HTTP"
+NAMES = (HTTP, ENGINE_INT8, CHECKED, *(one.name for one in SYSTEMS if one.name != ENGINE_INT8))

@@ -1,0 +1,33 @@
+"""A peer in a process of its own, told to load a model and to let it go."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from benchmarks.coldstart.memory import trim
+
+
+class Cold:
+    """The far side of a `Worker`. target: of a `benchmarks.peers.System`."""
+
+    def __init__(self, target: str, precision: str, threads: int) -> None:
+        module, name = target.split(":")
+        self._peer = getattr(importlib.import_module(module), name)(precision, threads)
+
+    def start(self, assets: dict[str, Any], prompt: dict[str, Any], tokens: int) -> dict[str, Any]:
+        """Seconds to the "first" token and until "done", and the "phases" of the first."""
+        load = self._peer.load(assets)["seconds"]
+        made = self._peer.generate([prompt], tokens)
+        return {
+            "first": load + made["first_seconds"],
+            "done": load + made["seconds"],
+            "phases": {"load": load, "prefill": made["first_seconds"]},
+        }
+
+    def stop(self) -> None:
+        self._peer.unload()
+        trim()
+
+    def close(self) -> None:
+        self._peer.close()

@@ -1,0 +1,7 @@
+TITLE = "x"
+
+
+def markdown(r):
+    import json
+
+    return "\n".join(json.dumps(e) for e in r["starts"])

@@ -1,0 +1,1 @@
+"""What all benchmarks share: the model, the machine, processes, tables, plots, results."""

@@ -1,0 +1,78 @@
+"""What the command lines of all benchmarks have in common."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from benchmarks.common import machine, model, results
+from benchmarks.common.measuring import say
+
+_CAUTION = """\
+Stop other work on the machine: it disturbs every figure. The first run makes the model, which
+takes about half a minute, and keeps it in benchmarks/.cache."""
+
+
+def new_parser(name: str, description: str | None, examples: str) -> argparse.ArgumentParser:
+    """A parser with --quick, --threads, --output and --cache."""
+    parser = argparse.ArgumentParser(
+        prog=f"python -m benchmarks.{name}",
+        description=description,
+        epilog=f"examples:\n{examples}\n\n{_CAUTION}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--quick", action="store_true", help="less of everything, about a minute")
+    add(
+        "--threads",
+        type=positive,
+        metavar="N",
+        default=2,
+        help="threads of each system (default: %(default)s)",
+    )
+    add(
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help=f"raw results as JSON (default: benchmarks/results/{name}.json, "
+        f"with --quick benchmarks/results/quick/{name}.json)",
+    )
+    add(
+        "--cache",
+        type=Path,
+        metavar="DIR",
+        default=model.CACHE,
+        help="where the model is kept (default: benchmarks/.cache)",
+    )
+    parser.set_defaults(benchmark=name)
+    return parser
+
+
+def positive(text: str) -> int:
+    """For argparse's `type`."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return number
+
+
+def begin(args: argparse.Namespace, arguments: Sequence[str] | None) -> dict[str, Any]:
+    """The beginning of the results: what was run, and on what."""
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    command = " ".join([f"python -m benchmarks.{args.benchmark}", *given])
+    header = machine.describe(args.threads, command)
+    return {"benchmark": args.benchmark, "quick": args.quick, "header": header}
+
+
+def finish(args: argparse.Namespace, measured: dict[str, Any], report: ModuleType) -> None:
+    """Save the results and print the report."""
+    path = args.output or results.path_of(args.benchmark, quick=args.quick)
+    results.save(measured, path)
+    print(report.markdown(measured))
+    say(f"raw results are in {results.relative(path)}")
+    if path == results.path_of(args.benchmark, quick=False):
+        say("`python -m benchmarks.docs` writes docs/benchmarks.md from them")

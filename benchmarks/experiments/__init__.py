@@ -1,0 +1,1 @@
+"""Experiments behind decisions in docs/decisions; each is a program."""

@@ -1,0 +1,202 @@
+"""How long things take on a real server: `ServerTimes` from a minute of requests.
+
+Nothing is fitted to the traffic that is predicted afterwards. Each time is what the server says
+in the `timing` of its answers, and each request here is about one of them.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import re
+import statistics
+import time
+import urllib.request
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.common.measuring import say
+from benchmarks.common.prompts import prompts
+from benchmarks.fleet.times import Curve, ServerTimes
+
+BATCHES = (1, 2, 4, 8, 16, 32)
+PROMPT_LENGTHS = (4, 8, 32, 64, 120)
+_PROMPT_TOKENS = 8
+_TIMEOUT = 120.0
+#: Begins the event with which a stream ends.
+_USAGE = b'data: {"usage"'
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How often everything is done. tokens: of a sequence whose decoding is measured."""
+
+    repeats: int
+    loads: int
+    tokens: int
+    storm_tokens: int
+
+
+FULL = Effort(repeats=5, loads=40, tokens=24, storm_tokens=400)
+QUICK = Effort(repeats=2, loads=12, tokens=12, storm_tokens=150)
+
+
+class Probe:
+    """One request after the other; streamed, as the traffic is."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+
+    def generate(self, model: str, prompt: str, tokens: int, sequences: int = 1) -> dict[str, Any]:
+        """The server's timing in ms, with "wall_ms" as seen from here, and "prompt_tokens"."""
+        body = {
+            "model": model,
+            "prompt": prompt,
+            "max_new_tokens": tokens,
+            "min_new_tokens": tokens,
+            "num_return_sequences": sequences,
+            "do_sample": True,
+            "stream": True,
+        }
+        request = urllib.request.Request(
+            self._url + "/generate", json.dumps(body).encode(), {"Content-Type": "application/json"}
+        )
+        started = time.perf_counter()
+        with urllib.request.urlopen(request, timeout=_TIMEOUT) as response:
+            *_, last = (line for line in response if line.startswith(_USAGE))
+        wall = 1000 * (time.perf_counter() - started)
+        end = json.loads(last.removeprefix(b"data: "))
+        return {**end["timing"], "wall_ms": wall, "prompt_tokens": end["usage"]["prompt_tokens"]}
+
+    def gauge(self, name: str) -> float:
+        """A number of /metrics."""
+        with urllib.request.urlopen(self._url + "/metrics", timeout=_TIMEOUT) as response:
+            text = response.read().decode()
+        match = re.search(rf"^gpt2serve_{name} (\S+)$", text, re.MULTILINE)
+        if match is None:
+            raise RuntimeError(f"{self._url}/metrics has no gpt2serve_{name}.")
+        return float(match[1])
+
+
+def resident_memory(process: int) -> int:
+    """Bytes."""
+    pages = int(Path(f"/proc/{process}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+class Calibration:
+    """models: more than the server's cache holds, none of which it has loaded yet.
+
+    process: id of the server's.
+    """
+
+    def __init__(
+        self, url: str, process: int, checkpoint: Path, models: Sequence[str], effort: Effort
+    ) -> None:
+        self._probe = Probe(url)
+        self._process = process
+        self._memory_before = resident_memory(process)
+        self._checkpoint = checkpoint
+        self._hot, *colds = models
+        self._cold_models = len(colds)
+        #: Each comes again when it has long been evicted.
+        self._colds = itertools.cycle(colds)
+        self._effort = effort
+        (prompt,) = prompts(checkpoint, 1, _PROMPT_TOKENS)
+        self._prompt: str = prompt["text"]
+
+    def times(self) -> ServerTimes:
+        say(f"loads: {self._cold_models} models for the first time, {self._effort.loads} again")
+        first_load, load = self._loads()
+        model_bytes, resident_bytes = self._sizes()
+        say("steps: decoding and prefill")
+        decode, prefill, overhead = self._decode(), self._prefill(), self._overhead()
+        say("steps beside loads")
+        step_slowdown, load_slowdown = self._storm(prefill)
+        return ServerTimes(
+            decode=decode,
+            prefill=prefill,
+            load=load,
+            first_load=first_load,
+            step_slowdown=max(1.0, step_slowdown),
+            load_slowdown=max(1.0, load_slowdown),
+            overhead=overhead,
+            model_bytes=model_bytes,
+            resident_bytes=resident_bytes,
+        )
+
+    def _cold(self) -> float:
+        """Seconds that a request waited for its model."""
+        return self._ms("load", next(self._colds), 1) / 1000
+
+    def _ms(self, phase: str, model: str, tokens: int, sequences: int = 1) -> float:
+        answer = self._probe.generate(model, self._prompt, tokens, sequences)
+        return float(answer[f"{phase}_ms"])
+
+    def _loads(self) -> tuple[float, float]:
+        """One after the other through more models than fit: none is ever there."""
+        first = [self._cold() for _ in range(self._cold_models)]
+        again = [self._cold() for _ in range(self._effort.loads)]
+        return statistics.median(first), statistics.median(again)
+
+    def _sizes(self) -> tuple[int, int]:
+        """Bytes of a model, as counted and as the process grew; the second is not less."""
+        models = self._probe.gauge("models_resident")
+        counted = self._probe.gauge("model_cache_used_bytes") / models
+        grown = (resident_memory(self._process) - self._memory_before) / models
+        return round(counted), round(max(counted, grown))
+
+    def _decode(self) -> tuple[tuple[float, float], ...]:
+        """Seconds of a step by the number of sequences."""
+        tokens = self._effort.tokens
+        points = []
+        for batch in BATCHES:
+            times = [
+                self._ms("decode", self._hot, tokens, batch)
+                for _ in range(self._effort.repeats + 1)
+            ][1:]  # the first finds its memory
+            points.append((float(batch), statistics.median(times) / 1000 / (tokens - 1)))
+        return tuple(points)
+
+    def _prefill(self) -> tuple[tuple[float, float], ...]:
+        """Seconds of a step by the number of tokens."""
+        points = []
+        for length in PROMPT_LENGTHS:
+            made = prompts(self._checkpoint, self._effort.repeats + 1, length)
+            answers = [self._probe.generate(self._hot, one["text"], 1) for one in made][1:]
+            tokens = float(answers[0]["prompt_tokens"])
+            points.append((tokens, statistics.median(a["prefill_ms"] for a in answers) / 1000))
+        return tuple(points)
+
+    def _overhead(self) -> float:
+        """Seconds of a request's time that its `timing` does not tell of."""
+        outside: list[float] = []
+        for _ in range(4 * self._effort.repeats):
+            answer = self._probe.generate(self._hot, self._prompt, 1)
+            inside = sum(answer[f"{name}_ms"] for name in ("queue", "load", "prefill", "decode"))
+            outside.append(answer["wall_ms"] - inside)
+        return statistics.median(outside) / 1000
+
+    def _storm(self, prefill: Sequence[tuple[float, float]]) -> tuple[float, float]:
+        """One hot sequence beside one cold load after the other; both against their time alone.
+
+        The cold requests' own steps take turns with the hot one's and are subtracted.
+        """
+        quiet = [self._cold() for _ in range(self._effort.loads // 2)]
+        alone = self._hot_seconds()
+        with ThreadPoolExecutor(1) as pool:
+            hot = pool.submit(self._hot_seconds)
+            beside = [self._cold()]
+            while not hot.done():
+                beside.append(self._cold())
+        others = len(beside) * Curve(prefill).at(_PROMPT_TOKENS)
+        step_slowdown = (hot.result() - others) / alone
+        return step_slowdown, statistics.median(beside) / statistics.median(quiet)
+
+    def _hot_seconds(self) -> float:
+        """Decoding of one sequence."""
+        return self._ms("decode", self._hot, self._effort.storm_tokens) / 1000

@@ -1,0 +1,95 @@
+"""What the report says of the real server, and of the simulation beside it. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from benchmarks.common import tables
+
+Entry = dict[str, Any]
+
+#: Times what is counted, from which on the report says so.
+_MUCH_MORE = 1.15
+
+
+def times_table(results: dict[str, Any]) -> str:
+    times = results["times"]
+    rows = [
+        ("decode step by sequences", _points(times["decode"])),
+        ("prefill step by tokens", _points(times["prefill"])),
+        ("load of a model", f"{1000 * times['load']:.0f} ms"),
+        ("the first one, hashes checked", f"{1000 * times['first_load']:.0f} ms"),
+        ("a step during a load", f"{times['step_slowdown']:.2f}x as long"),
+        ("a load beside steps", f"{times['load_slowdown']:.2f}x as long"),
+        ("a request outside of the engine", f"{1000 * times['overhead']:.1f} ms"),
+        ("memory of a model, as the server counts it", f"{times['model_bytes'] / 1e6:.0f} MB"),
+        ("and as its process grows", f"{times['resident_bytes'] / 1e6:.0f} MB"),
+    ]
+    return tables.paragraphs(
+        tables.table(("measured, weights in the page cache", ""), rows), _uncounted(times)
+    )
+
+
+def _uncounted(times: dict[str, Any]) -> str:
+    more = times["resident_bytes"] / times["model_bytes"]
+    if more < _MUCH_MORE:
+        return ""
+    return (
+        f"A model takes {more:.1f}x the memory that the server counts, so its cache holds more "
+        "models than its budget is meant for. The prediction below counts as the server does; "
+        "the fleets after it count what is really taken."
+    )
+
+
+def _points(points: Sequence[Sequence[float]]) -> str:
+    return ", ".join(f"{place:.0f}: {1000 * seconds:.1f} ms" for place, seconds in points)
+
+
+def validation(results: dict[str, Any]) -> str:
+    entries = results["validation"]
+    header = [
+        "measured -> predicted (error)",
+        *(f"{one['rate']:.1f} requests/s" for one in entries),
+    ]
+    names = list(entries[0]["errors"])
+    rows = [[_label(name), *(_compared(one, name) for one in entries)] for name in names]
+    counts = ["requests", *(str(one["measured"]["requests"]) for one in entries)]
+    failed = ["failed", *(f"{one['measured']['failed']} -> 0" for one in entries)]
+    return tables.paragraphs(
+        tables.table(header, [counts, failed, *rows]),
+        _errors(entries),
+        f"A p99 of {min(one['measured']['requests'] for one in entries)} requests hangs on a few "
+        "of them: its error is mostly theirs.",
+    )
+
+
+def _label(name: str) -> str:
+    words = {"first_ms": "first token", "total_ms": "whole answer"}
+    key, _, rank = name.partition(" ")
+    return f"{words[key]} {rank}, ms" if rank else name.replace("_", " ")
+
+
+def _figure(told: Entry, name: str) -> float | None:
+    key, _, rank = name.partition(" ")
+    value: float | None = told[key][rank] if rank else told[key]
+    return value
+
+
+def _compared(entry: Entry, name: str) -> str:
+    was, told = (_figure(entry[side], name) for side in ("measured", "predicted"))
+    error = entry["errors"][name]
+    digits = 2 if name == "hit_ratio" else 0
+    texts = ["-" if value is None else f"{value:.{digits}f}" for value in (was, told)]
+    return f"{texts[0]} -> {texts[1]}" + (f" ({error:+.0%})" if error is not None else "")
+
+
+def _errors(entries: Sequence[Entry]) -> str:
+    """A sentence on how far off the predictions are."""
+    parts = []
+    for name in ("tokens_per_second", "hit_ratio", "first_ms p50", "first_ms p99", "total_ms p50"):
+        errors = [one["errors"][name] for one in entries if one["errors"][name] is not None]
+        if errors:
+            furthest = max(errors, key=abs)
+            parts.append(f"{_label(name).removesuffix(', ms')} {furthest:+.0%}")
+    return "The prediction that is furthest off: " + ", ".join(parts) + "."

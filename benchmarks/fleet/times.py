@@ -1,0 +1,76 @@
+"""How long things take on one replica: what the simulation knows of the real server. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+
+#: Steps are looked up, not computed: the server's batches and chunks are not larger than that.
+_TABLE = 257
+
+
+class Curve:
+    """Straight lines between measured points; the last one goes on. For whole numbers."""
+
+    def __init__(self, points: Iterable[Sequence[float]]) -> None:
+        self.points = sorted((float(x), float(y)) for x, y in points)
+        if not self.points:
+            raise ValueError("A curve needs a point.")
+        places, values = (np.array(column) for column in zip(*self.points, strict=True))
+        table = np.interp(np.arange(_TABLE), places, values)
+        if len(places) > 1:
+            slope = (values[-1] - values[-2]) / (places[-1] - places[-2])
+            beyond = np.arange(_TABLE) > places[-1]
+            table[beyond] = values[-1] + slope * (np.arange(_TABLE)[beyond] - places[-1])
+        self._table: list[float] = table.tolist()
+
+    def at(self, place: int) -> float:
+        return self._table[place]
+
+
+@dataclass(frozen=True)
+class ServerTimes:
+    """Seconds, and the bytes of a loaded model.
+
+    decode: of a step, by its sequences. prefill: of a step, by its tokens, padding included.
+    load: from the request to the loaded model, if nothing else happens. first_load: the same if
+    this process never had the model, so that its hashes are checked too. step_slowdown: a step
+    takes that many times as long while a model is being loaded, and a load takes load_slowdown
+    times as long while steps run. overhead: what a request takes outside of the engine.
+    model_bytes: as the server's cache counts a model. resident_bytes: as its memory grows by one.
+    """
+
+    decode: tuple[tuple[float, float], ...]
+    prefill: tuple[tuple[float, float], ...]
+    load: float
+    first_load: float
+    step_slowdown: float
+    load_slowdown: float
+    overhead: float
+    model_bytes: int
+    resident_bytes: int
+
+    def in_a_fleet(self, bytes_per_second: float) -> ServerTimes:
+        """For a machine whose models are not in the page cache and whose memory is no larger.
+
+        Reading a package comes before what was measured, and a model counts with all that it
+        takes, even if the server counts less.
+        """
+        reading = self.model_bytes / bytes_per_second
+        return replace(
+            self,
+            load=self.load + reading,
+            first_load=self.first_load + reading,
+            model_bytes=self.resident_bytes,
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> ServerTimes:
+        points = {name: tuple((x, y) for x, y in values[name]) for name in ("decode", "prefill")}
+        return cls(**(values | points))

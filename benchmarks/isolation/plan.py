@@ -1,0 +1,33 @@
+"""How much is measured, and how much disturbs. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+QUIET, STORM, LONG_SAME, LONG_OTHER, LEAVING = SITUATIONS = (
+    "quiet",
+    "cold loads",
+    "long prompts, same model",
+    "long prompts, another model",
+    "clients that leave",
+)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """seconds: of each situation, in each round. tokens: of an answer that is streamed.
+
+    streams: clients of the hot model. tries: how often a disturbed measurement is made.
+    storm_clients: each with one cold request at a time. long_every: seconds from one long prompt
+    to the next. leave_rate: clients a second that leave after `leave_after` tokens.
+    """
+
+    rounds: int
+    seconds: float
+    tokens: int
+    streams: int
+    tries: int
+    storm_clients: int = 4
+    long_every: float = 2.0
+    leave_rate: float = 10.0
+    leave_after: int = 5

@@ -1,0 +1,169 @@
+"""The report of `benchmarks.isolation`, made from its raw results. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.common import measuring, tables
+from benchmarks.common import plots as style
+from benchmarks.common.tables import Bound, Line, Measured
+from benchmarks.isolation.plan import LEAVING, LONG_OTHER, LONG_SAME, QUIET, STORM
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+TITLE = "Isolation"
+
+#: What a storm of cold loads may do to the median time per token of a hot model.
+MOST_SLOWDOWN = Bound(2.0, at_least=False)
+#: The engine's code for a request that was not needed any more.
+ABORTED = "aborted"
+_FIGURES = ("p50", "p90", "p99", "max", "mean")
+
+Entry = dict[str, Any]
+
+
+def markdown(results: dict[str, Any]) -> str:
+    entries = results["measured"]
+    return tables.paragraphs(
+        _what(results["plan"]),
+        tables.header_text(results["header"]),
+        measuring.disturbance(entries),
+        gaps_table(entries),
+        "![Milliseconds between two tokens, by situation](benchmarks/isolation-gaps.svg)",
+        tables.lines_table(lines(entries)),
+        disturbers_table(entries),
+        failures(entries),
+        emptiness(entries),
+    )
+
+
+def _what(plan: dict[str, Any]) -> str:
+    return (
+        f"{plan['streams']} clients stream answers of {plan['tokens']} tokens from a hot, pinned "
+        "model of 124M parameters (int8) without pause. Measured is the time between two tokens "
+        f"as the client sees it. Each of {plan['rounds']} rounds has every situation for "
+        f"{plan['seconds']:g} s, in turn; ratios are of the same round.\n\n"
+        f"- {STORM}: {plan['storm_clients']} clients each ask, without pause, for one token of a "
+        "model that the server has never had: its hashes are checked, it is loaded, and soon "
+        "evicted.\n"
+        f"- {LONG_SAME}, {LONG_OTHER}: a prompt of 1,000 tokens every {plan['long_every']:g} s, "
+        "for the hot model or for another one in memory. It is prefilled in chunks between "
+        "decode steps.\n"
+        f"- {LEAVING}: {plan['leave_rate']:g} clients a second open a stream of "
+        f"{plan['tokens']} tokens from the hot model and cut the connection after "
+        f"{plan['leave_after']}."
+    )
+
+
+def situations(entries: Sequence[Entry]) -> list[str]:
+    return list(dict.fromkeys(entry["situation"] for entry in entries))
+
+
+def measured(entries: Sequence[Entry], situation: str, figure: str) -> Measured:
+    """Milliseconds between tokens, once per round."""
+    chosen = [entry for entry in entries if entry["situation"] == situation]
+    chosen.sort(key=lambda entry: int(entry["round"]))
+    return Measured(tuple(entry["gap_ms"][figure] for entry in chosen))
+
+
+def gaps_table(entries: Sequence[Entry]) -> str:
+    rows = [
+        (name, *(measured(entries, name, figure).text() for figure in _FIGURES))
+        for name in situations(entries)
+    ]
+    return tables.table(("ms between tokens: median (least-most)", *_FIGURES), rows)
+
+
+def lines(entries: Sequence[Entry]) -> list[Line]:
+    """Each situation against the quiet one of the same round."""
+    made = []
+    for name in situations(entries):
+        if name == QUIET:
+            continue
+        for figure in ("p50", "mean", "p99"):
+            ratio = tables.ratio(measured(entries, name, figure), measured(entries, QUIET, figure))
+            bound = MOST_SLOWDOWN if (name, figure) == (STORM, "p50") else None
+            made.append(Line(f"{name} / quiet, {figure}", ratio, bound))
+    return made
+
+
+def disturbers_table(entries: Sequence[Entry]) -> str:
+    """What the disturbance was, all rounds together."""
+    rows = []
+    for name in situations(entries):
+        beside = [entry["beside"] for entry in entries if entry["situation"] == name]
+        if name != QUIET:
+            rows.append(
+                (
+                    name,
+                    str(sum(one["requests"] for one in beside)),
+                    _codes(beside),
+                    str(sum(one["loads"] for one in beside)),
+                    _median(beside, "load_ms"),
+                    _median(beside, "first_ms"),
+                )
+            )
+    header = ("beside the hot model", "requests", "ended as", "loads", "load ms", "first token ms")
+    return tables.table(header, rows)
+
+
+def _codes(beside: Sequence[Entry]) -> str:
+    totals: dict[str, int] = {}
+    for one in beside:
+        for code, count in one["codes"].items():
+            totals[code] = totals.get(code, 0) + count
+    return ", ".join(f"{code} {count}" for code, count in sorted(totals.items()))
+
+
+def _median(beside: Sequence[Entry], name: str) -> str:
+    values = [one[name] for one in beside if one[name] is not None]
+    return f"{Measured(tuple(values)).median:.0f}" if values else "-"
+
+
+def failures(entries: Sequence[Entry]) -> str:
+    requests = sum(entry["requests"] for entry in entries)
+    failed = sum(entry["failed"] for entry in entries)
+    if not failed:
+        return f"Of {requests} requests for the hot model none failed."
+    where = {entry["situation"]: entry["codes"] for entry in entries if entry["failed"]}
+    return f"**{failed} of {requests} requests for the hot model failed: {where}.**"
+
+
+def emptiness(entries: Sequence[Entry]) -> str:
+    """Whether nothing went on for clients that were gone."""
+    waits = [entry["empty_seconds"] for entry in entries]
+    stuck = sum(wait is None for wait in waits)
+    if stuck:
+        return f"**After {stuck} of {len(waits)} measurements the engine was not empty again.**"
+    return (
+        "After each measurement the engine was empty again, at most "
+        f"{max(waits):.2f} s after the last client. {_aborted(entries)}"
+    )
+
+
+def _aborted(entries: Sequence[Entry]) -> str:
+    leaving = [entry for entry in entries if entry["situation"] == LEAVING]
+    left = sum(entry["beside"]["codes"].get("left", 0) for entry in leaving)
+    aborted = sum(entry["ends"].get(ABORTED, 0) for entry in leaving)
+    return f"Of {left} requests whose clients left, the engine ended {aborted} early."
+
+
+def plots(results: dict[str, Any]) -> dict[str, Figure]:
+    entries = results["measured"]
+    figure, (axes,) = style.new("A hot model's streams", "", "ms between two tokens", log="y")
+    names, figures = situations(entries), ("p50", "p90", "p99", "max")
+    width = 0.8 / len(figures)
+    for number, name in enumerate(figures):
+        heights = [measured(entries, situation, name).median for situation in names]
+        places = [place + (number - 1.5) * width for place in range(len(names))]
+        bars = axes.bar(places, heights, width, color=_SHADES[number], label=name)
+        axes.bar_label(bars, fmt="%.0f", fontsize=7)
+    axes.set_xticks(range(len(names)), [name.replace(", ", ",\n") for name in names], fontsize=8)
+    axes.grid(visible=False, axis="x")
+    axes.legend()
+    return {"gaps": figure}
+
+
+_SHADES = ("#7c2d12", "#c2410c", "#fb923c", "#fed7aa")

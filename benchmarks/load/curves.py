@@ -1,0 +1,47 @@
+"""The plot of latency against offered load. Imports matplotlib when it is drawn."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.common import plots
+from benchmarks.load.rounds import over_rounds, points
+from benchmarks.load.search import MOST_TTFT_MS
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_PANELS = {"ttft_ms": "to the first token", "end_to_end_ms": "end to end"}
+
+
+def latency(results: dict[str, Any]) -> Figure:
+    figure, axes = plots.new(
+        "Latency against offered load: p50 (line) and p99 (dashed); hollow: not sustained",
+        "requests per second offered",
+        "milliseconds",
+        panels=len(_PANELS),
+        log="xy",
+    )
+    for axis, (key, title) in zip(axes, _PANELS.items(), strict=True):
+        axis.set_title(title, fontsize=10)
+        for system in results["systems"]:
+            _curve(axis, points(results["load"], system), key, system, plots.colour(system))
+    axes[0].axhline(MOST_TTFT_MS, color="#9ca3af", linewidth=1, linestyle=":")
+    axes[0].legend(fontsize=8)
+    return figure
+
+
+def _curve(
+    axis: Axes, groups: list[list[dict[str, Any]]], key: str, label: str, colour: str
+) -> None:
+    for rank, style in (("p50", "-"), ("p99", "--")):
+        measured = [(group, over_rounds(group, key, rank)) for group in groups]
+        known = [(group, figure.median) for group, figure in measured if figure is not None]
+        rates = [group[0]["rate"] for group, _ in known]
+        values = [value for _, value in known]
+        axis.plot(rates, values, style, color=colour, label=label if rank == "p50" else None)
+        for (group, value), rate in zip(known, rates, strict=True):
+            held = 2 * sum(entry["sustained"] for entry in group) >= len(group)
+            fill = colour if held else "white"
+            axis.plot(rate, value, "o", color=colour, markerfacecolor=fill)

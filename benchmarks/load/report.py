@@ -1,0 +1,211 @@
+"""The report of the comparison: what each server sustains, and latency against load."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.common import measuring, tables
+from benchmarks.common.tables import Line, Measured
+from benchmarks.load.rounds import (
+    Entries,
+    closed_rates,
+    of,
+    over_rounds,
+    paired,
+    points,
+    sustained,
+    sustained_rates,
+)
+from benchmarks.load.search import LEAST_SHARE, MOST_FAILED, MOST_TTFT_MS, STEPS_PER_DOUBLING
+from benchmarks.load.summary import fell_behind
+from benchmarks.load.systems import OURS
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+TITLE = "Load"
+
+
+def markdown(results: dict[str, Any]) -> str:
+    entries, systems, plan = results["load"], results["systems"], results["plan"]
+    lines = ratio_lines(entries, systems)
+    return tables.paragraphs(
+        _what(plan, entries),
+        tables.header_text(results["header"]),
+        "What each server sustains: requests per second, and milliseconds at that rate.",
+        sustained_table(entries, systems),
+        tables.lines_table(lines) if lines else "",
+        finding(entries, systems),
+        "![Latency against offered load](benchmarks/load-latency.svg)",
+        f"{plan['clients']} clients that wait for their answers, and {plan['burst']} requests at "
+        "once. Milliseconds; a text that was cut off counts with what it had waited.",
+        closed_table(entries, systems),
+        "All rates that were tried: the median of the rounds that tried it, milliseconds.",
+        points_table(entries, systems),
+        _caveats(entries),
+        measuring.disturbance(list(entries)),
+    )
+
+
+def _what(plan: dict[str, Any], entries: Entries) -> str:
+    prompts = [entry["prompt_tokens"] for entry in entries if entry["prompt_tokens"]]
+    outputs = [entry["output_tokens"] for entry in entries if entry["output_tokens"]]
+    step = 2 ** (1 / STEPS_PER_DOUBLING) - 1
+    return tables.paragraphs(
+        "GPT-2 124M on each server, driven over HTTP by a process of its own on the same cores: "
+        "Poisson arrivals that do not wait for answers, texts like tweets (on average "
+        f"{_average(prompts):.0f} tokens in and {_average(outputs):.0f} out, as many on each "
+        "server), streamed. gpt2serve is asked through `POST /generate`, the others through "
+        "OpenAI's `/v1/completions`. Latencies count from the time when a request was due.",
+        f"A rate is sustained if the work done is at least {LEAST_SHARE:.0%} of the work that "
+        f"came, 99 % of the first tokens come within {MOST_TTFT_MS / 1000:g} s, and at most "
+        f"{MOST_FAILED:.0%} of the requests fail. The highest one is found in each round by "
+        f"doubling and bisecting, on a grid of {step:.0%}; {plan['rounds']} "
+        f"round{'s' if plan['rounds'] > 1 else ''}, points of {plan['least']:g} to "
+        f"{plan['most']:g} s after {plan['warm_up']:g} s to warm up.",
+    )
+
+
+def _average(values: list[float]) -> float:
+    return sum(values) / len(values) if values else float("nan")
+
+
+def _cell(measured: Measured | None, digits: int = 0) -> str:
+    if measured is None:
+        return "-"
+    same = len(measured.values) == 1
+    return f"{measured.median:.{digits}f}" if same else measured.text(digits)
+
+
+def sustained_table(entries: Entries, systems: Sequence[str]) -> str:
+    rows = []
+    for system in systems:
+        best = list(sustained(entries, system).values())
+        tried = [entry["rate"] for entry in of(entries, "open", system)]
+        cells = [
+            _cell(over_rounds(best, "rate"), 2) if best or not tried else f"< {min(tried):.2f}",
+            _cell(over_rounds(best, "tokens_per_second")),
+            *(
+                _cell(over_rounds(best, key, rank))
+                for key in ("ttft_ms", "end_to_end_ms")
+                for rank in ("p50", "p99")
+            ),
+        ]
+        rows.append([system, *cells])
+    return tables.table(
+        [
+            "median (least-most)",
+            "requests/s",
+            "tokens/s",
+            "first token p50",
+            "p99",
+            "end to end p50",
+            "p99",
+        ],
+        rows,
+    )
+
+
+def ratio_lines(entries: Entries, systems: Sequence[str]) -> list[Line]:
+    """This server in int8 against each other: sustained rate, and rate of the closed loop."""
+    lines = []
+    for system in systems:
+        for name, rates in (("sustained", sustained_rates), ("closed loop", closed_rates)):
+            ratio = paired(rates(entries, OURS), rates(entries, system))
+            if ratio is not None and system != OURS:
+                lines.append(Line(f"{OURS} / {system}, requests/s, {name}", ratio))
+    return lines
+
+
+def finding(entries: Entries, systems: Sequence[str]) -> str:
+    """The comparison in a sentence: the peer that comes nearest."""
+    ours = sustained_rates(entries, OURS)
+    peers = {
+        system: ratio
+        for system in systems
+        if not system.startswith("gpt2serve")
+        and (ratio := paired(ours, sustained_rates(entries, system))) is not None
+    }
+    if not peers:
+        return ""
+    peer, ratio = min(peers.items(), key=lambda item: item[1].median)
+    if ratio.low > 1:
+        verdict = f"{OURS} sustains {ratio.median:.1f} times its rate"
+    elif ratio.high < 1:
+        verdict = f"it sustains {1 / ratio.median:.1f} times the rate of {OURS}"
+    else:
+        verdict = "these rounds do not tell the two apart"
+    return f"Of the other projects {peer} comes nearest: {verdict}."
+
+
+def closed_table(entries: Entries, systems: Sequence[str]) -> str:
+    rows = []
+    for system in systems:
+        closed, burst = of(entries, "closed", system), of(entries, "burst", system)
+        rows.append(
+            [
+                system,
+                _cell(over_rounds(closed, "requests_per_second"), 2),
+                _cell(over_rounds(closed, "tokens_per_second")),
+                _cell(over_rounds(closed, "ttft_ms", "p50")),
+                _cell(over_rounds(burst, "ttft_ms", "p50")),
+                _cell(over_rounds(burst, "ttft_ms", "max")),
+                _cell(over_rounds(burst, "end_to_end_ms", "max")),
+            ]
+        )
+    header = ["median (least-most)", "clients: requests/s", "tokens/s", "first token p50"]
+    header += ["burst: first token p50", "last one's", "all done"]
+    return tables.table(header, rows)
+
+
+def points_table(entries: Entries, systems: Sequence[str]) -> str:
+    rows = []
+    for system in systems:
+        for group in points(entries, system):
+            times = sum(entry["sustained"] for entry in group)
+            rows.append(
+                [
+                    system,
+                    f"{group[0]['rate']:.2f}",
+                    _median(group, 2, "requests_per_second"),
+                    *(
+                        _median(group, 0, key, rank)
+                        for key in ("ttft_ms", "end_to_end_ms")
+                        for rank in ("p50", "p99")
+                    ),
+                    _median(group, 1, "per_token_ms", "p50"),
+                    f"{times} of {len(group)}",
+                ]
+            )
+    header = ["", "requests/s offered", "done", "first token p50", "p99"]
+    header += ["end to end p50", "p99", "per token p50", "sustained"]
+    return tables.table(header, rows)
+
+
+def _median(group: Entries, digits: int, *keys: str) -> str:
+    measured = over_rounds(group, *keys)
+    return "-" if measured is None else f"{measured.median:.{digits}f}"
+
+
+def _caveats(entries: Entries) -> str:
+    """What the reader should know of the clients and of the numbers of requests."""
+    opened = [entry for entry in entries if entry["kind"] == "open"]
+    if not opened:
+        return ""
+    few = min(entry["requests"] for entry in opened)
+    busy = max(entry["cpu_seconds"] / entry["seconds"] for entry in opened)
+    late = sum(fell_behind(entry) for entry in opened)
+    text = (
+        f"A point had {few} requests or more; where there are fewer than a hundred, p99 is close "
+        f"to the slowest one. The clients took at most {busy:.0%} of one core."
+    )
+    if late:
+        text += f" In {late} of {len(opened)} points they sent late: those latencies are too long."
+    return text
+
+
+def plots(results: dict[str, Any]) -> dict[str, Figure]:
+    from benchmarks.load.curves import latency
+
+    return {"latency": latency(results)}

@@ -1,0 +1,1 @@
+"""Many models behind one server: throughput, latency and memory against what people use."""

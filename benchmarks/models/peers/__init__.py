@@ -1,0 +1,1 @@
+"""Servers of many models as people write them. Each is a process: `python -m` and --help."""

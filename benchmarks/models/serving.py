@@ -1,0 +1,119 @@
+"""Servers of many models: how each is started, filled and measured."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+import urllib.request
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from benchmarks.common.machine import family
+from benchmarks.common.measuring import undisturbed
+from benchmarks.common.servers import Server, gpt2serve
+from benchmarks.common.worker import Worker
+from benchmarks.models import memory
+from benchmarks.models.library import Library
+from benchmarks.models.plan import CT2, System
+
+#: Ray routes by this header; nobody else reads it.
+MODEL_HEADER = "serve_multiplexed_model_id"
+#: A disturbed measurement is made once more, not twice: there are many.
+TRIES = 2
+_FILL_TIMEOUT = 120.0
+
+
+def start(
+    system: System,
+    library: Library,
+    *,
+    held: int,
+    cache_bytes: int,
+    threads: int,
+    log: Path,
+    pinned: Sequence[str] = (),
+) -> Server:
+    """The system with a cache for `held` models, which take `cache_bytes`. Raises
+    `ServerFailed`."""
+    if system.is_ours:
+        options = ["--model-cache-bytes", str(cache_bytes)]
+        options += [part for model in pinned for part in ("--pin", model)]
+        return gpt2serve(library.store, log, precision="int8", threads=threads, options=options)
+    command = [sys.executable, "-m", f"benchmarks.models.peers.{system.peer}"]
+    command += ["--checkpoints", str(library.checkpoints), "--cache", str(held)]
+    command += ["--threads", str(threads), "--port", "{port}"]
+    if system.weights == CT2:
+        command += ["--ct2", str(library.ct2)]
+    return Server(command, ready="/ready", log=log)
+
+
+def fill(url: str, models: Iterable[str]) -> None:
+    """Ask each model for one token, one after the other: the last ones stay in the cache."""
+    for model in models:
+        body = {"model": model, "prompt": "The", "max_new_tokens": 1, "seed": 0}
+        headers = {"content-type": "application/json", MODEL_HEADER: model}
+        request = urllib.request.Request(url + "/generate", json.dumps(body).encode(), headers)
+        urllib.request.urlopen(request, timeout=_FILL_TIMEOUT).close()
+
+
+def resident(url: str) -> int:
+    """How many models gpt2serve has in memory."""
+    with urllib.request.urlopen(url + "/metrics", timeout=30) as response:
+        lines = response.read().decode().splitlines()
+    (line,) = [line for line in lines if line.startswith("gpt2serve_models_resident ")]
+    return int(float(line.split()[1]))
+
+
+@dataclass(frozen=True)
+class Load:
+    """A closed loop: `clients` clients, each of which asks again when it has its answer."""
+
+    clients: int
+    seconds: float
+    warm_up: float
+    zipf: float
+
+    def measure(
+        self, clients: Worker, server: Server, models: Sequence[str], seed: int
+    ) -> dict[str, Any]:
+        """The figures of one measurement, and the server's memory at its end."""
+        run = partial(
+            clients.call,
+            "run",
+            target={
+                "server": server.url,
+                "stream": False,
+                "exact": True,
+                "extra_headers": {MODEL_HEADER: "{model}"},
+            },
+            mix={"models": list(models), "zipf": self.zipf, "seed": seed},
+            load={"clients": self.clients},
+            seconds=self.seconds,
+            warm_up=self.warm_up,
+        )
+        figures = undisturbed(run, [clients.pid, server.pid], TRIES)
+        return figures_of(figures) | {"memory": memory.of_processes(family(server.pid))}
+
+
+def figures_of(summary: dict[str, Any]) -> dict[str, Any]:
+    """What is kept of `benchmarks.load.summary`."""
+    names = ("requests", "ok", "codes", "requests_per_second", "tokens_per_second")
+    kept = {name: summary[name] for name in names}
+    cold = summary["cold"]
+    return kept | {
+        "end_to_end_ms": summary["end_to_end_ms"],
+        "hit_ratio": None if cold is None else round(1 - cold["share"], 4),
+        "load_ms": None if cold is None else cold["load_ms"],
+        "others": summary["others"],
+    }
+
+
+def timed_start(*args: Any, **options: Any) -> tuple[Server, float]:
+    """A server, and the seconds until it was ready."""
+    begin = time.perf_counter()
+    server = start(*args, **options)
+    return server, round(time.perf_counter() - begin, 2)

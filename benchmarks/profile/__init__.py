@@ -1,0 +1,1 @@
+"""Where the time of a token goes: by op, in sampling, in Python, in HTTP."""

@@ -1,0 +1,370 @@
+"""The fleet benchmark: its figures, its search, and its report, from made-up results."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmarks.common import results as results_module
+from benchmarks.common.model import ROOT
+from benchmarks.fleet import report, report_needed
+from benchmarks.fleet.calibrate import Calibration, Effort, Probe
+from benchmarks.fleet.figures import Requests, figures, relative_errors
+from benchmarks.fleet.loader import NEVER, Loader
+from benchmarks.fleet.questions import Case, LossPlan, loss, replicas_needed
+from benchmarks.fleet.times import Curve, ServerTimes
+from benchmarks.fleet.validate import measured_requests, rates
+
+TIMES = ServerTimes(
+    decode=((1, 0.010), (2, 0.012), (4, 0.020)),
+    prefill=((4, 0.010), (8, 0.012)),
+    load=0.2,
+    first_load=0.3,
+    step_slowdown=1.5,
+    load_slowdown=2.0,
+    overhead=0.001,
+    model_bytes=100,
+    resident_bytes=150,
+)
+
+
+# -- times --------------------------------------------------------------------------------
+
+
+def test_a_curve_goes_through_its_points_and_on() -> None:
+    curve = Curve(TIMES.decode)
+    assert [curve.at(n) for n in (1, 2, 3, 4)] == pytest.approx([0.010, 0.012, 0.016, 0.020])
+    assert curve.at(6) == pytest.approx(0.028)
+    assert Curve([(3, 5.0)]).at(17) == 5.0
+    with pytest.raises(ValueError, match="needs a point"):
+        Curve([])
+
+
+def test_times_pass_through_json() -> None:
+    assert ServerTimes.from_json(json.loads(json.dumps(TIMES.as_json()))) == TIMES
+
+
+def test_reading_from_the_disk_comes_on_top() -> None:
+    read = TIMES.in_a_fleet(1000.0)
+    assert (read.load, read.first_load) == pytest.approx((0.3, 0.4))
+    assert read.decode == TIMES.decode
+    assert read.model_bytes == 150
+
+
+def test_a_load_goes_on_slower_beside_steps() -> None:
+    loader = Loader(TIMES)
+    loader.load("7", 0.0)
+    loader.load("8", 0.0)
+    assert loader.end == pytest.approx(0.3)
+    loader.pace(0.1, beside_steps=True)
+    assert loader.end == pytest.approx(0.1 + 2 * 0.2)
+    loader.pace(0.3, beside_steps=False)
+    assert loader.end == pytest.approx(0.3 + 0.1)
+    assert loader.finish(loader.end) == "7"
+    assert loader.end == pytest.approx(0.7)
+    assert loader.finish(loader.end) == "8"
+    assert (loader.end, loader.busy) == (NEVER, False)
+    loader.load("7", 1.0)
+    assert loader.end == pytest.approx(1.2)  # its hashes were checked
+
+
+# -- figures ------------------------------------------------------------------------------
+
+
+def made_up(first: list[float], total: list[float]) -> Requests:
+    count = len(first)
+    return Requests(
+        due=np.arange(count, dtype=np.float64),
+        first=np.array(first),
+        total=np.array(total),
+        tokens=np.full(count, 10),
+        hits=np.arange(count) % 2 == 0,
+    )
+
+
+def test_figures_of_requests() -> None:
+    told = figures(made_up([0.1, 0.2, 0.3, np.inf], [1.0, 1.0, 2.0, np.inf]))
+    assert told["requests"] == 4
+    assert told["failed"] == 1
+    assert told["tokens_per_second"] == pytest.approx(30 / 4)
+    assert told["hit_ratio"] == 0.5
+    assert told["first_ms"] == {"p50": 300.0, "p90": None, "p99": None}
+
+
+def test_errors_are_relative_to_what_was_measured() -> None:
+    measured = figures(made_up([0.1] * 4, [1.0] * 4))
+    predicted = figures(made_up([0.15] * 4, [0.5] * 4))
+    errors = relative_errors(predicted, measured)
+    assert errors["first_ms p50"] == pytest.approx(0.5)
+    assert errors["total_ms p99"] == pytest.approx(-0.5)
+    assert errors["hit_ratio"] == 0.0
+
+
+def test_outcomes_of_a_load_test_become_requests() -> None:
+    good = {"due": 2.0, "first": 2.5, "ended": 3.0, "tokens": 9, "code": "ok", "load_ms": 0.0}
+    cold = good | {"due": 1.0, "load_ms": 90.0}
+    failed = good | {"due": 3.0, "first": None, "code": "429", "load_ms": None, "tokens": 0}
+    told = measured_requests([good, failed, cold])
+    assert told.due.tolist() == [1.0, 2.0, 3.0]
+    assert told.first.tolist() == [1.5, 0.5, np.inf]
+    assert told.hits.tolist() == [False, True, False]
+
+
+# -- questions ----------------------------------------------------------------------------
+
+
+def test_more_replicas_are_needed_for_a_tighter_bound() -> None:
+    case = Case(20, 30.0, "hash", 1000, 1.0, 600)
+    loose, tight = (replicas_needed(case, TIMES, bound)["replicas"] for bound in (2.0, 0.35))
+    assert 1 <= loose < tight
+    impossible = replicas_needed(case, TIMES, 0.001)
+    assert impossible["replicas"] is None
+    assert impossible["replicas_shown"] > tight
+
+
+def test_requests_on_a_lost_replica_are_counted_and_its_models_move() -> None:
+    plan = LossPlan(before=10.0, after=20.0, runs=2)
+    told = loss(Case(20, 30.0, "hash", 1000, 1.0, 0), 4, TIMES, plan)
+    assert told["lost"] > 0
+    assert told["requests"] + told["lost"] == pytest.approx(2 * 30 * 30, rel=0.15)
+    assert 0 < told["moved"]["least"] <= 0.25 <= told["moved"]["most"] < 1
+    assert [window["from"] for window in told["windows"]] == [-10.0, -5.0, 0.0, 5.0, 10.0, 15.0]
+    assert told["before"]["failed"] == 0
+
+
+# -- the probe ----------------------------------------------------------------------------
+
+
+class Fake(BaseHTTPRequestHandler):
+    """Streams as the server does; every second request finds its model cold."""
+
+    seen = 0
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        Fake.seen += 1
+        timing = {"queue_ms": 0.0, "load_ms": 200.0, "prefill_ms": 10.0}
+        timing["decode_ms"] = 5.0 * (body["max_new_tokens"] - 1) * body["num_return_sequences"]
+        end = {"usage": {"prompt_tokens": len(body["prompt"].split())}, "timing": timing}
+        events = ['{"index": 0, "token": {}}', json.dumps(end), "[DONE]"]
+        self._answer("".join(f"data: {event}\n\n" for event in events))
+
+    def do_GET(self) -> None:
+        self._answer("gpt2serve_models_resident 4.0\ngpt2serve_model_cache_used_bytes 4e+02\n")
+
+    def _answer(self, text: str) -> None:
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(text.encode())
+
+    def log_message(self, *arguments: Any) -> None:
+        pass
+
+
+@contextmanager
+def fake_server() -> Iterator[str]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Fake) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def test_a_calibration_reads_what_the_server_tells() -> None:
+    effort = Effort(repeats=1, loads=2, tokens=5, storm_tokens=9)
+    with fake_server() as url:
+        assert Probe(url).gauge("models_resident") == 4
+        with pytest.raises(RuntimeError, match="no gpt2serve_nothing"):
+            Probe(url).gauge("nothing")
+        times = Calibration(
+            url, ROOT / "samples" / "george-washington", ["a", "b", "c"], effort
+        ).times()
+    assert times.decode[0] == (1.0, pytest.approx(0.005))
+    assert times.decode[-1] == (32.0, pytest.approx(0.160))
+    assert dict(times.prefill)[8.0] == pytest.approx(0.010)
+    assert (times.load, times.first_load, times.model_bytes) == (0.2, 0.2, 100)
+    assert (times.step_slowdown, times.load_slowdown) == (1.0, 1.0)
+
+
+def test_rates_are_shares_of_what_one_after_the_other_allows() -> None:
+    assert rates(TIMES, [0.5, 1.0]) == pytest.approx([0.5 / 0.292, 1 / 0.292])
+
+
+# -- the report ---------------------------------------------------------------------------
+
+
+def entry(models: int, routing: str, replicas: int | None, **changes: Any) -> dict[str, Any]:
+    latencies = {"p50": 20.0, "p90": 100.0, "p99": 900.0}
+    return {
+        "models": models,
+        "rate": 50.0,
+        "routing": routing,
+        "cache_bytes": 2**31,
+        "zipf": 1.0,
+        "requests": 9000,
+        "seed": 0,
+        "balance": 1.5,
+        "tried": 5,
+        "all_events": 1_000_000,
+        "failed": 0,
+        "tokens_per_second": 1500.0,
+        "hit_ratio": 0.5,
+        "first_ms": latencies,
+        "total_ms": latencies,
+        "events": 200_000,
+        "busy": 0.6,
+        "replicas": replicas,
+        "replicas_shown": replicas or 128,
+    } | changes
+
+
+def side(first: float) -> dict[str, Any]:
+    latencies = {"p50": first, "p90": 2 * first, "p99": 3 * first}
+    return {
+        "requests": 90,
+        "failed": 0,
+        "tokens_per_second": 100.0,
+        "hit_ratio": 0.7,
+        "first_ms": latencies,
+        "total_ms": latencies,
+    }
+
+
+def window(begin: float, p99: float | None) -> dict[str, Any]:
+    return {
+        "from": begin,
+        "requests": 100,
+        "failed": 0,
+        "hit_ratio": 0.5,
+        "p50_ms": 20.0,
+        "p99_ms": p99,
+    }
+
+
+@pytest.fixture
+def results(header: dict[str, Any]) -> dict[str, Any]:
+    lost = {
+        "routing": "hash",
+        "models": 10_000,
+        "rate": 50.0,
+        "replicas": 20,
+        "requests": 60_000,
+        "lost": 24,
+        "runs": 8,
+        "moved": {"least": 0.04, "most": 0.06},
+        "before": window(0, 800.0),
+        "after": window(0, 2000.0),
+        "windows": [window(-5.0, 800.0), window(0.0, None), window(5.0, 2000.0)],
+    }
+    return {
+        "benchmark": "fleet",
+        "quick": False,
+        "header": header,
+        "times": TIMES.as_json(),
+        "places": {"models": 40, "cache": 10},
+        "validation": [
+            {
+                "rate": 2.0,
+                "seconds": 30.0,
+                "others": 0.01,
+                "lag_ms": {},
+                "codes": {"ok": 90},
+                "measured": side(50.0),
+                "predicted": side(40.0),
+                "errors": relative_errors(side(40.0), side(50.0)),
+            }
+        ],
+        "assumptions": {
+            "rate": 50.0,
+            "bound": 1.0,
+            "cache_bytes": 2**31,
+            "zipf": 1.0,
+            "price_per_hour": 0.085,
+            "storage_bytes_per_second": 1e9,
+        },
+        "models": [
+            entry(1000, "hash", 12),
+            entry(1000, "random", 24),
+            entry(1000, "least requests", 16),
+            entry(1_000_000, "hash", 20),
+            entry(1_000_000, "random", None),
+            entry(1_000_000, "least requests", 19),
+        ],
+        "rates": [entry(100_000, "hash", 6, rate=10.0), entry(100_000, "hash", 20)],
+        "caches": [entry(100_000, "hash", 25, cache_bytes=2**30)],
+        "balances": [entry(100_000, "hash", 21, balance=None)],
+        "loss": [lost, lost | {"routing": "least requests", "moved": None}],
+        "simulation": {"seconds": 100.0, "processes": 2},
+    }
+
+
+@pytest.fixture
+def header() -> dict[str, Any]:
+    return {
+        "date": "2026-01-01",
+        "command": "python -m benchmarks.fleet",
+        "commit": "abc",
+        "processor": "a processor",
+        "extensions": ["avx2"],
+        "cores": 2,
+        "threads": 2,
+        "memory_bytes": 2**34,
+        "system": "Linux",
+        "load_average": 0.1,
+        "versions": {"numpy": "2"},
+    }
+
+
+def test_the_cost_of_tokens(results: dict[str, Any]) -> None:
+    # 12 replicas make 1500 tokens a second.
+    expected = 12 * 0.085 / (1500 * 3600) * 1e6
+    assert report_needed.cost(results["models"][0], results) == pytest.approx(expected)
+    assert report_needed.cost(results["models"][4], results) is None
+
+
+def test_the_report_is_derived_from_the_results(results: dict[str, Any]) -> None:
+    text = report.markdown(results)
+    assert "50 -> 40 (-20%)" in text
+    assert "A model takes 1.5x the memory that the server counts" in text
+    assert "Compared with random, consistent hashing needs 0.50x the replicas for 1,000" in text
+    assert "0.75x the replicas for 1,000 models, 1.05x the replicas for 1,000,000" in text
+    assert "not with 128" in text
+    assert "800 -> 2000" in text
+    assert "4.0% to 6.0% of the models" in text
+    assert "9 million events" not in text
+    assert "10.0 million events" in text
+    results["models"][0]["replicas"] = 36
+    assert "1.50x the replicas for 1,000" in report.markdown(results)
+
+
+def test_a_short_run_has_a_report_too(results: dict[str, Any]) -> None:
+    for name in ("rates", "caches", "balances"):
+        del results[name]
+    text = report.markdown(results)
+    assert "hash_balance_factor" not in text
+    assert "Replicas needed" in text
+    assert set(report.plots(results)) == {"replicas", "loss"}
+
+
+def test_plots_are_drawn(results: dict[str, Any]) -> None:
+    drawn = report.plots(results)
+    replicas = drawn["replicas"].get_axes()
+    assert [axes.get_xlabel() for axes in replicas] == ["models", "requests a second"]
+    # The routing for which no number is enough has one point less.
+    assert [len(line.get_xdata()) for line in replicas[0].get_lines()] == [2, 1, 2]
+    assert len(drawn["loss"].get_axes()[0].get_lines()) == 4
+
+
+def test_the_report_of_a_file_is_the_same(results: dict[str, Any]) -> None:
+    read = json.loads(results_module.dumps(results))
+    assert report.markdown(read) == report.markdown(results)
