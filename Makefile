@@ -6,12 +6,14 @@ BIN := $(VENV)/bin
 STORE ?= models
 PORT ?= 8000
 SAMPLES := $(wildcard samples/*/config.json)
+NODE := benchmarks/.cache/node
+BENCHMARKS := profile decode coldstart determinism isolation load models fleet
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo models serve test lint bench clean
+.PHONY: help setup demo models serve test lint bench bench-full bench-node clean
 
 help:  ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 $(BIN)/python:
 	@echo "==> creating $(VENV)"
@@ -52,11 +54,24 @@ lint: $(VENV)/.setup  ## Check style (ruff) and types (mypy --strict)
 	@$(BIN)/ruff format --check .
 	@echo "==> mypy --strict"
 	@$(BIN)/mypy
+	@MYPYPATH=.:server:export $(BIN)/mypy -p benchmarks
 
-bench: $(VENV)/.setup-bench  ## Compare with transformers and CTranslate2 (some minutes)
-	@$(BIN)/python -m benchmarks.decode --quick
+bench: $(VENV)/.setup-bench  ## A short version of every benchmark (about ten minutes)
+	@for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name --quick || exit 1; done
+
+# Results go to benchmarks/results, and docs/benchmarks.md is made from them.
+bench-full: $(VENV)/.setup-bench bench-node  ## Every benchmark in full (more than an hour)
+	@for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name || exit 1; done
+	@$(BIN)/python -m benchmarks.docs
+
+# llama.cpp comes as an npm package with its compiled core in it.
+bench-node:  ## Install llama.cpp for the benchmarks (needs npm)
+	@if command -v npm >/dev/null; then mkdir -p $(NODE) \
+		&& cp benchmarks/peers/llama_cpp/package.json benchmarks/peers/llama_cpp/package-lock.json $(NODE) \
+		&& npm ci --prefix $(NODE) --omit=optional --ignore-scripts --no-audit --no-fund --silent; \
+	else echo "==> llama.cpp is left out: npm is missing"; fi
 
 clean:  ## Remove what these targets made
-	rm -rf $(VENV) $(STORE) build benchmarks/.cache benchmarks/results
+	rm -rf $(VENV) $(STORE) build benchmarks/.cache benchmarks/results/quick
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

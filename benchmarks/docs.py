@@ -109,7 +109,8 @@ def readme_text(readme: str) -> str:
         return readme
     before, _, rest = readme.partition(_BEGIN)
     _, _, after = rest.partition(_END)
-    return before + _BEGIN + _report("decode").readme(measured).strip("\n") + "\n" + _END + after
+    figures = str(_report("decode").readme(measured)).strip("\n")
+    return f"{before}{_BEGIN}{figures}\n{_END}{after}"
 
 
 def _write_plots(name: str, folder: Path) -> None:

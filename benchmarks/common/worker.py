@@ -9,6 +9,7 @@ work. Here each system has its own process, and all but the one being measured s
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import os
@@ -123,4 +124,5 @@ def _make(target: str, arguments: dict[str, Any]) -> Any:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    with contextlib.suppress(KeyboardInterrupt):  # the near side gets it too, and tells
+        main(sys.argv[1])

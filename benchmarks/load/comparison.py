@@ -60,11 +60,11 @@ class Plan:
     """
 
     rounds: int = 3
-    first_points: int = 6
+    first_points: int = 5
     later_points: int = 2
     requests: int = 60
     least: float = 4.0
-    most: float = 6.0
+    most: float = 8.0
     warm_up: float = 1.5
     grace: float = 3.0
     clients: int = 16

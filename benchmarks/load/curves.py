@@ -25,11 +25,23 @@ def latency(results: dict[str, Any]) -> Figure:
     )
     for axis, (key, title) in zip(axes, _PANELS.items(), strict=True):
         axis.set_title(title, fontsize=10)
+        _plain_numbers(axis)
         for system in results["systems"]:
             _curve(axis, points(results["load"], system), key, system, plots.colour(system))
     axes[0].axhline(MOST_TTFT_MS, color="#9ca3af", linewidth=1, linestyle=":")
-    axes[0].legend(fontsize=8)
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize=8)
     return figure
+
+
+def _plain_numbers(axis: Axes) -> None:
+    """1, 2, 5, 10 ... instead of powers of ten, of which a short axis shows one or none."""
+    from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
+
+    for each in (axis.xaxis, axis.yaxis):
+        each.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        each.set_minor_locator(NullLocator())
+        each.set_major_formatter(StrMethodFormatter("{x:g}"))
 
 
 def _curve(

@@ -50,8 +50,8 @@ def is_sustained(figures: dict[str, Any]) -> bool:
 class Search:
     """Says which step to measure next, and which is the highest that was sustained.
 
-    From `start` it goes up or down, by `stride` and then by twice as much each time, until one
-    step is sustained and a higher one is not; then it halves the gap until they are neighbours.
+    From `start` it goes up or down by `stride` until one step is sustained and a higher one is
+    not; then it halves the gap until they are neighbours.
     It ends after `most` measurements in any case, and never goes below `lowest`.
     """
 
@@ -88,7 +88,6 @@ class Search:
     def _choose(self) -> int:
         if self._low is not None and self._high is not None:
             return (self._low + self._high) // 2
-        stride, self._stride = self._stride, 2 * self._stride
         if self._high is None:
-            return self._next + stride
-        return max(self._next - stride, self._lowest)
+            return self._next + self._stride
+        return max(self._next - self._stride, self._lowest)

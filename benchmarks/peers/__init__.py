@@ -30,6 +30,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -73,7 +74,8 @@ class System:
     @property
     def is_installed(self) -> bool:
         if self.package == "node-llama-cpp":
-            return (NODE_MODULES / self.package).is_dir()
+            has_program = shutil.which("node") and (NODE_MODULES / self.package).is_dir()
+            return bool(has_program) and importlib.util.find_spec("gguf") is not None
         if self.package == "vllm":
             return VLLM_PYTHON.exists()
         return importlib.util.find_spec(self.package) is not None
@@ -86,7 +88,8 @@ LLAMA_CPP = "llama.cpp q8_0"
 ENGINE_CUDA, TRANSFORMERS_CUDA, VLLM = "gpt2serve fp16", "transformers fp16", "vllm fp16"
 
 _SERVER, _TORCH = "pip install -e .", "pip install -e '.[export]'"
-_BENCH, _NODE = "pip install -e '.[bench]'", "make bench-node (needs npm)"
+_BENCH = "pip install -e '.[bench]'"
+_NODE = f"make bench-node (needs node and npm); {_BENCH}"
 _GPU = "see benchmarks/gpu.md"
 
 _OURS, _HF = "benchmarks.peers.gpt2serve", "benchmarks.peers.transformers"

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -212,12 +212,12 @@ def test_the_servers_to_compare_with_speak_it_too() -> None:
     from benchmarks.load.peers import wire
 
     class Model:
-        async def generate(self, wish: wire.Wish) -> Any:
+        async def generate(self, wish: wire.Wish) -> AsyncGenerator[str, None]:
             for _ in range(wish.max_tokens):
                 wish.tokens += 1
                 yield " word"
 
-    with served(wire.create_app(Model(), "m")) as url:  # type: ignore[arg-type]
+    with served(wire.create_app(Model(), "m")) as url:
         for stream in (True, False):
             target = {"server": url, "api": "completions", "stream": stream}
             outputs = [6, 0, 6, 6]

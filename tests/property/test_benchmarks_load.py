@@ -20,7 +20,7 @@ _steps = st.integers(-60, 60)
 def test_a_search_finds_the_highest_step_of_a_steady_server(
     start: int, stride: int, capacity: int
 ) -> None:
-    search, tried = Search(start, stride=stride, most=100, lowest=-60), set()
+    search, tried = Search(start, stride=stride, most=200, lowest=-60), set()
     while (step := search.next) is not None:
         assert step not in tried
         tried.add(step)

@@ -186,9 +186,8 @@ def test_a_calibration_reads_what_the_server_tells() -> None:
         assert Probe(url).gauge("models_resident") == 4
         with pytest.raises(RuntimeError, match="no gpt2serve_nothing"):
             Probe(url).gauge("nothing")
-        times = Calibration(
-            url, ROOT / "samples" / "george-washington", ["a", "b", "c"], effort
-        ).times()
+        checkpoint = ROOT / "samples" / "george-washington"
+        times = Calibration(url, os.getpid(), checkpoint, ["a", "b", "c"], effort).times()
     assert times.decode[0] == (1.0, pytest.approx(0.005))
     assert times.decode[-1] == (32.0, pytest.approx(0.160))
     assert dict(times.prefill)[8.0] == pytest.approx(0.010)

@@ -44,14 +44,10 @@ class Model(Protocol):
 
 
 def create_app(model: Model, name: str) -> FastAPI:
-    app = FastAPI()
-
-    @app.get("/v1/models")
     def models() -> dict[str, Any]:
         entry = {"id": name, "object": "model", "created": 0, "owned_by": "benchmark"}
         return {"object": "list", "data": [entry]}
 
-    @app.post("/v1/completions", response_model=None)
     async def completions(body: dict[str, Any]) -> JSONResponse | StreamingResponse:
         if body.get("model") != name:
             error = {"message": f"There is no model {body.get('model')!r}.", "code": "not_found"}
@@ -67,6 +63,9 @@ def create_app(model: Model, name: str) -> FastAPI:
         text = "".join([piece async for piece in model.generate(wish)])
         return JSONResponse(_choice(name, text, _reason(wish)) | {"usage": wish.usage})
 
+    app = FastAPI()
+    app.add_api_route("/v1/models", models)
+    app.add_api_route("/v1/completions", completions, methods=["POST"], response_model=None)
     return app
 
 

@@ -55,7 +55,8 @@ def application(load: Callable[[str], Model], *, cache: int, threads: int) -> An
 
         @serve.multiplexed(max_num_models_per_replica=cache)  # type: ignore[untyped-decorator]
         async def get_model(self, model_id: str) -> Model:
-            return await asyncio.to_thread(load, model_id)
+            loop = asyncio.get_running_loop()
+            return await loop.run_in_executor(self._computing, load, model_id)
 
         async def __call__(self, request: Request) -> dict[str, Any]:
             if request.method == "GET":
