@@ -68,7 +68,7 @@ bench-full: $(VENV)/.setup-bench bench-node  ## Every benchmark in full (more th
 bench-node:  ## Install llama.cpp for the benchmarks (needs npm)
 	@if command -v npm >/dev/null; then mkdir -p $(NODE) \
 		&& cp benchmarks/peers/llama_cpp/package.json benchmarks/peers/llama_cpp/package-lock.json $(NODE) \
-		&& npm ci --prefix $(NODE) --omit=optional --ignore-scripts --no-audit --no-fund --silent; \
+		&& npm install --prefix $(NODE) --omit=optional --ignore-scripts --no-audit --no-fund --silent; \
 	else echo "==> llama.cpp is left out: npm is missing"; fi
 
 clean:  ## Remove what these targets made

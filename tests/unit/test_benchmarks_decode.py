@@ -172,6 +172,13 @@ def test_left_out_cells_are_shown_once(monkeypatch: pytest.MonkeyPatch) -> None:
     }
 
 
+def test_long_prompts_get_more_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    grid, _ = _grid(monkeypatch, [Cell(1, 8), Cell(16, 512)])
+    tokens = {entry["batch"]: entry["tokens"] for entry in grid.measure(1, 60).entries}
+    assert tokens == {1: 32, 16: Cell(16, 512).new_tokens(32)}
+    assert tokens[16] > 32
+
+
 def test_a_number_of_tokens_that_was_asked_for_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     grid, _ = _grid(monkeypatch, [Cell(16, 512)], fixed=True)
     assert {entry["tokens"] for entry in grid.measure(1, 60).entries} == {32}
