@@ -56,19 +56,29 @@ lint: $(VENV)/.setup  ## Check style (ruff) and types (mypy --strict)
 	@$(BIN)/mypy
 	@MYPYPATH=.:server:export $(BIN)/mypy -p benchmarks
 
-bench: $(VENV)/.setup-bench  ## A short version of every benchmark (about ten minutes)
-	@for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name --quick || exit 1; done
+# One benchmark that fails does not keep the others from running; Ctrl-C ends all.
+define run_benchmarks
+failed=; for name in $(BENCHMARKS); do \
+	echo "==> python -m benchmarks.$$name $(1)"; $(BIN)/python -m benchmarks.$$name $(1); status=$$?; \
+	if [ $$status -ge 128 ]; then exit $$status; fi; \
+	if [ $$status -ne 0 ]; then failed="$$failed $$name"; fi; done; \
+if [ -n "$$failed" ]; then echo "==> failed:$$failed"; exit 1; fi
+endef
+
+bench: $(VENV)/.setup-bench bench-node  ## A short version of every benchmark (about ten minutes)
+	@$(call run_benchmarks,--quick)
 
 # Results go to benchmarks/results, and docs/benchmarks.md is made from them.
 bench-full: $(VENV)/.setup-bench bench-node  ## Every benchmark in full (more than an hour)
-	@for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name || exit 1; done
+	@$(call run_benchmarks)
 	@$(BIN)/python -m benchmarks.docs
 
 # llama.cpp comes as an npm package with its compiled core in it.
 bench-node:  ## Install llama.cpp for the benchmarks (needs npm)
 	@if command -v npm >/dev/null; then mkdir -p $(NODE) \
 		&& cp benchmarks/peers/llama_cpp/package.json benchmarks/peers/llama_cpp/package-lock.json $(NODE) \
-		&& npm install --prefix $(NODE) --omit=optional --ignore-scripts --no-audit --no-fund --silent; \
+		&& npm install --prefix $(NODE) --omit=optional --ignore-scripts --no-audit --no-fund --silent \
+		|| echo "==> llama.cpp is left out: npm could not install it here"; \
 	else echo "==> llama.cpp is left out: npm is missing"; fi
 
 clean:  ## Remove what these targets made

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -31,8 +33,8 @@ def new_parser(name: str, description: str | None, examples: str) -> argparse.Ar
         "--threads",
         type=positive,
         metavar="N",
-        default=2,
-        help="threads of each system (default: %(default)s)",
+        default=len(os.sched_getaffinity(0)),
+        help="threads of each system (default: one a core, which is %(default)s here)",
     )
     add(
         "--output",
@@ -68,11 +70,33 @@ def begin(args: argparse.Namespace, arguments: Sequence[str] | None) -> dict[str
     return {"benchmark": args.benchmark, "quick": args.quick, "header": header}
 
 
+@contextlib.contextmanager
+def keeping(args: argparse.Namespace, measured: dict[str, Any]) -> Iterator[None]:
+    """Should what is inside fail or be interrupted, save what `measured` holds by then.
+
+    It goes into a file of its own, `<benchmark>.incomplete.json`: the results of the last run that
+    came to its end stay. So measurements must be put into `measured` as they are made.
+    """
+    try:
+        yield
+    except BaseException as error:
+        path = _path(args).with_suffix(".incomplete.json")
+        reason = f"{type(error).__name__}: {error}".strip(": ")
+        results.save({**measured, "incomplete": reason}, path)
+        say(f"not finished ({reason.splitlines()[0]})")
+        say(f"what was measured until then is in {results.relative(path)}")
+        raise
+
+
 def finish(args: argparse.Namespace, measured: dict[str, Any], report: ModuleType) -> None:
     """Save the results and print the report."""
-    path = args.output or results.path_of(args.benchmark, quick=args.quick)
+    path = _path(args)
     results.save(measured, path)
     print(report.markdown(measured))
     say(f"raw results are in {results.relative(path)}")
     if path == results.path_of(args.benchmark, quick=False):
         say("`python -m benchmarks.docs` writes docs/benchmarks.md from them")
+
+
+def _path(args: argparse.Namespace) -> Path:
+    return args.output or results.path_of(args.benchmark, quick=args.quick)

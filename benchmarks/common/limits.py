@@ -115,7 +115,7 @@ def weight_bytes_per_token(store: Path, precision: str) -> int:
 
     manifest = _manifest(store, precision)
     size = manifest.dimensions
-    positions = size.context_length * size.hidden_size * np.dtype(np.float32).itemsize
+    positions = size.context_length * size.hidden_size * (4 if precision == "fp32" else 2)
     return int(manifest.files[WEIGHTS_FILE].bytes - positions)
 
 
@@ -124,6 +124,12 @@ def macs_per_token(store: Path, precision: str) -> int:
     size = _manifest(store, precision).dimensions
     layer = size.hidden_size * (4 * size.hidden_size + 2 * size.inner_size)
     return int(size.layers * layer + size.vocab_size * size.hidden_size)
+
+
+def head_macs(store: Path, precision: str) -> int:
+    """The LM head's share of `macs_per_token`."""
+    size = _manifest(store, precision).dimensions
+    return int(size.vocab_size * size.hidden_size)
 
 
 def _manifest(store: Path, precision: str) -> Any:

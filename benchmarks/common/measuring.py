@@ -55,3 +55,21 @@ def disturbance(entries: list[dict[str, Any]]) -> str:
         f"measurements, {max(others):.0%} at most."
         + (" Distrust the disturbed ones: run again on a quiet machine." if disturbed else "")
     )
+
+
+def note_failure(failed: dict[str, str], system: str, error: Exception) -> None:
+    """One system's failure: it is left out from here on, the others are measured on.
+
+    failed: for the results, the last line of what went wrong by system. Whoever calls this drops
+    what it has measured of the system, since ratios are taken round by round.
+    """
+    failed[system] = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+    say(f"{system} FAILED and is left out from here on:\n{error}")
+
+
+def failures(failed: dict[str, str]) -> str:
+    """A sentence for the report."""
+    if not failed:
+        return ""
+    listed = "; ".join(f"{system} ({reason})" for system, reason in failed.items())
+    return f"**Failed, and left out:** {listed}."

@@ -32,7 +32,7 @@ _EXAMPLES = f"""\
   python -m benchmarks.decode --quick
       four batch sizes, short prompts, {plan.QUICK_ROUNDS} rounds: under two minutes on two cores
   python -m benchmarks.decode
-      everything, up to {plan.ROUNDS} rounds: about 25 minutes; take this for figures to publish
+      everything, up to {plan.ROUNDS} rounds: about 30 minutes; take this for figures to publish
   python -m benchmarks.decode --sizes 1 16 --prompts 8 --only "gpt2serve int8" \
 --only "transformers fp32"
       less of it
@@ -57,18 +57,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     assets = model.prepare(args.cache, [system.format for system in systems if system.format])
     if args.device == "cpu":
         results |= cpu_limits(args, systems, assets)
-    with measure.workers(systems, assets, args.threads) as running:
+    made = measure.Measurements()
+    results |= {"failed": made.failed, "measurements": made.entries}
+    with (
+        cli.keeping(args, results),
+        measure.workers(systems, assets, args.threads, made.failed) as running,
+    ):
         grid = measure.Grid(
             running,
             assets,
             plan.cells(results["sizes"], results["prompts"]),
             new_tokens=results["new_tokens"],
             fixed=args.new_tokens is not None,
+            made=made,
         )
-        made = grid.measure(results["rounds"], plan.CELL_SECONDS)
-    results |= {"left_out": made.left_out, "measurements": made.entries}
+        grid.measure(results["rounds"], plan.CELL_SECONDS)
     cli.finish(args, results, report)
-    return 0
+    return 1 if made.failed else 0
 
 
 def parser() -> argparse.ArgumentParser:
@@ -142,6 +147,7 @@ def cpu_limits(
         bytes_read = limits.weight_bytes_per_token(assets.store, system.precision)
         made.setdefault("weight_bytes", {})[system.name] = bytes_read
         made["macs_per_token"] = limits.macs_per_token(assets.store, system.precision)
+        made["head_macs"] = limits.head_macs(assets.store, system.precision)
     return made
 
 

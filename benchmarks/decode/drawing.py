@@ -43,6 +43,7 @@ def _prefill(results: Mapping[str, Any]) -> Figure:
     for axes, prompt in zip(panels, lengths, strict=True):
         axes.set_title(f"prompts of {prompt} tokens", fontsize=10)
         _curves(axes, results, values, prompt)
+        _prefill_limit(axes, results, prompt)
     low = min(axes.get_ylim()[0] for axes in panels)
     high = max(axes.get_ylim()[1] for axes in panels)
     for axes in panels:
@@ -61,6 +62,15 @@ def _curves(axes: Axes, results: Mapping[str, Any], values: Values, prompt: int)
     axes.set_xticks(results["sizes"], [str(size) for size in results["sizes"]])
     axes.yaxis.set_major_formatter("{x:,.0f}")
     axes.minorticks_off()
+
+
+def _prefill_limit(axes: Axes, results: Mapping[str, Any], prompt: int) -> None:
+    """What int8 arithmetic allows. The LM head is computed for the last token of a prompt only."""
+    if "head_macs" in results:
+        macs = results["macs_per_token"] - results["head_macs"] * (1 - 1 / prompt)
+        allowed = [results["int8_rate"] / macs] * len(results["sizes"])
+        label = "limit of int8 arithmetic"
+        axes.plot(results["sizes"], allowed, "-.", color=_LIMIT, linewidth=1.2, label=label)
 
 
 def _limits(axes: Axes, results: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""What is measured, how often, and what is left out because it takes too long. Pure."""
+"""What is measured, how often, and what is shortened because it takes too long. Pure."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from dataclasses import dataclass
 
 SIZES = (1, 2, 5, 8, 16, 32, 64)
 PROMPTS = (8, 64, 512)
-ROUNDS = 7
+ROUNDS = 5
 NEW_TOKENS = 32
 QUICK_SIZES, QUICK_PROMPTS = (1, 5, 16, 32), (8,)
 QUICK_ROUNDS, QUICK_NEW_TOKENS = 2, 16
 
 #: A cell is measured again until it has had all rounds, or another one would exceed this.
-CELL_SECONDS = 75.0
-#: One measurement that is expected to take longer than this is left out.
+CELL_SECONDS = 60.0
+#: Where a generation is expected to take longer than this, only the prompts are read.
 MOST_SECONDS = 25.0
 
 #: Prompt tokens that gpt2serve, by default, reads between two decode steps.
@@ -23,7 +23,7 @@ PREFILL_CHUNK = 128
 #: Steps in which all texts of a batch should grow together.
 LEAST_TOGETHER = 8
 
-#: Seconds for a step, and for a token in it, on two cores: rough, and only for what is left out.
+#: Seconds for a step, and for a token in it, on two cores: rough, and only for what is shortened.
 #: A token takes 0.25 GFLOP; fp32 is taken to run at 150 GFLOP/s and 8-bit weights at twice that.
 _COSTS = {"fp32": (0.025, 0.25 / 150), "int8": (0.008, 0.25 / 300), "q8_0": (0.008, 0.25 / 300)}
 #: A GPU is fast enough for everything.
@@ -58,7 +58,8 @@ def expected_seconds(precision: str, cell: Cell, tokens: int) -> float:
     return tokens * step + cell.batch * (cell.prompt + tokens) * token
 
 
-def is_left_out(precision: str, cell: Cell, tokens: int) -> bool:
+def is_shortened(precision: str, cell: Cell, tokens: int) -> bool:
+    """Whether the texts get one token each, which tells how fast prompts are read."""
     return expected_seconds(precision, cell, tokens) > MOST_SECONDS
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from benchmarks.common import tables
-from benchmarks.common.measuring import disturbance
+from benchmarks.common.measuring import disturbance, failures
 from benchmarks.common.tables import Measured
 from benchmarks.decode import comparisons, drawing, figures
 from benchmarks.decode.figures import Values
@@ -29,6 +29,7 @@ def markdown(results: dict[str, Any]) -> str:
         _what_was_measured(results),
         tables.header_text(results["header"]),
         disturbance(results["measurements"]),
+        failures(results["failed"]),
         f"### Decode\n\n![Tokens per second by batch size, prompts of {shortest} tokens]"
         "(benchmarks/decode-speed.svg)",
         comparisons.fastest_table(results, speeds, "tokens per second", shortest),
@@ -38,7 +39,7 @@ def markdown(results: dict[str, Any]) -> str:
         comparisons.targets_table(results, steps),
         _limits(results, steps),
         _prefill(results),
-        _left_out(results),
+        _shortened(results),
     )
 
 
@@ -158,15 +159,17 @@ def _prefill(results: Mapping[str, Any]) -> str:
     )
 
 
-def _left_out(results: Mapping[str, Any]) -> str:
-    entries = results["left_out"]
-    if not entries:
+def _shortened(results: Mapping[str, Any]) -> str:
+    cells: dict[str, dict[str, None]] = {}
+    for entry in results["measurements"]:
+        if entry["tokens"] == 1:
+            place = f"{entry['batch']} x {entry['prompt']}"
+            cells.setdefault(entry["system"], {})[place] = None
+    if not cells:
         return ""
-    cells: dict[str, list[str]] = {}
-    for entry in entries:
-        cells.setdefault(entry["system"], []).append(f"{entry['batch']} x {entry['prompt']}")
     found = "; ".join(f"{name}: {', '.join(places)}" for name, places in cells.items())
     return (
-        f"Left out, because one generation was expected to take more than "
-        f"{results['most_seconds']:.0f} s (batch x prompt): {found}."
+        f"Where a whole generation was expected to take more than {results['most_seconds']:.0f} s "
+        f"the texts got one token each, so there is a prefill and no decode step (batch x prompt): "
+        f"{found}."
     )

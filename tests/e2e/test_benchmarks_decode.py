@@ -91,9 +91,11 @@ def test_a_short_run_with_real_processes(assets: Assets) -> None:
     Formats(assets).make("package-int8")
     systems = [BY_NAME[ENGINE_INT8], BY_NAME[TRANSFORMERS]]
     cells = [Cell(1, 8), Cell(3, 8)]
-    with measure.workers(systems, assets, threads=1) as running:
-        grid = measure.Grid(running, assets, cells, new_tokens=6, fixed=True)
-        made = grid.measure(rounds=1, most_seconds=60)
+    made = measure.Measurements()
+    with measure.workers(systems, assets, 1, made.failed) as running:
+        grid = measure.Grid(running, assets, cells, new_tokens=6, fixed=True, made=made)
+        grid.measure(rounds=1, most_seconds=60)
+    assert made.failed == {}
     assert [(e["batch"], e["system"]) for e in made.entries] == [
         (batch, name) for batch in (1, 3) for name in (ENGINE_INT8, TRANSFORMERS)
     ]
@@ -113,7 +115,7 @@ def test_a_short_run_with_real_processes(assets: Assets) -> None:
             "new_tokens": 6,
             "cell_seconds": 60.0,
             "most_seconds": 25.0,
-            "left_out": [],
+            "failed": {},
             "measurements": made.entries,
         }
     )

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from benchmarks.common.worker import WorkerFailed
 from benchmarks.decode import comparisons, figures, measure, plan, report
 from benchmarks.decode.__main__ import chosen, parser, settings
 from benchmarks.decode.plan import Cell
@@ -55,19 +56,19 @@ def test_a_cell_never_takes_much_longer_than_it_may(
     assert len(spent) == 1 or sum(spent) <= most * (1 + 1e-9)
 
 
-def test_what_takes_too_long_is_left_out_for_slow_systems_first() -> None:
+def test_what_takes_too_long_is_shortened_for_slow_systems_first() -> None:
     cells = plan.cells(plan.SIZES, plan.PROMPTS)
-    left_out = {
+    shortened = {
         precision: {
             (cell.batch, cell.prompt)
             for cell in cells
-            if plan.is_left_out(precision, cell, cell.new_tokens(32))
+            if plan.is_shortened(precision, cell, cell.new_tokens(32))
         }
         for precision in ("fp32", "int8", "q8_0", "fp16")
     }
-    assert left_out["fp32"] == {(32, 512), (64, 512)}
-    assert left_out["int8"] == left_out["q8_0"] == {(64, 512)}
-    assert left_out["fp16"] == set()
+    assert shortened["fp32"] == {(32, 512), (64, 512)}
+    assert shortened["int8"] == shortened["q8_0"] == {(64, 512)}
+    assert shortened["fp16"] == set()
 
 
 def test_systems_of_another_device_are_not_listed() -> None:
@@ -126,10 +127,10 @@ def _times(first: float, step: float, steps: int = 10) -> dict[str, Any]:
 
 def _grid(
     monkeypatch: pytest.MonkeyPatch, cells: list[Cell], *, fixed: bool = False
-) -> tuple[measure.Grid, list[tuple[str, int, int]]]:
+) -> tuple[measure.Grid, measure.Measurements, list[tuple[str, int, int]]]:
     log: list[tuple[str, int, int]] = []
     assets = _Assets()
-    monkeypatch.setattr(measure, "undisturbed", lambda work, _: {**work(), "others": 0.0})
+    monkeypatch.setattr(measure, "undisturbed", lambda work, *_: {**work(), "others": 0.0})
     monkeypatch.setattr(
         measure.model, "prompts", lambda _, count, length: [{"ids": [0] * length}] * count
     )
@@ -138,8 +139,16 @@ def _grid(
         for system in SYSTEMS
         if system.name in (ENGINE_INT8, TRANSFORMERS)
     }
-    grid = measure.Grid(running, assets, cells, new_tokens=32, fixed=fixed)  # type: ignore[arg-type]
-    return grid, log
+    made = measure.Measurements()
+    grid = measure.Grid(
+        running,
+        assets,  # type: ignore[arg-type]
+        cells,
+        new_tokens=32,
+        fixed=fixed,
+        made=made,
+    )
+    return grid, made, log
 
 
 class _Assets:
@@ -147,41 +156,61 @@ class _Assets:
 
 
 def test_every_system_is_measured_in_turn_in_every_round(monkeypatch: pytest.MonkeyPatch) -> None:
-    grid, log = _grid(monkeypatch, [Cell(1, 8), Cell(64, 8)])
-    entries = grid.measure(rounds=2, most_seconds=60).entries
-    turns = [(entry["round"], entry["batch"], entry["system"]) for entry in entries]
+    grid, made, log = _grid(monkeypatch, [Cell(1, 8), Cell(64, 8)])
+    grid.measure(rounds=2, most_seconds=60)
+    turns = [(entry["round"], entry["batch"], entry["system"]) for entry in made.entries]
+    orders = (ENGINE_INT8, TRANSFORMERS), (TRANSFORMERS, ENGINE_INT8)
     assert turns == [
-        (number, batch, name)
-        for number in range(2)
-        for batch in (1, 64)
-        for name in (ENGINE_INT8, TRANSFORMERS)
+        (number, batch, name) for number in range(2) for batch in (1, 64) for name in orders[number]
     ]
     warm, measured = log[:4], log[4:]
     assert {size for _, size, _ in warm} == {1, 64}
     assert {tokens for _, _, tokens in measured} == {32}
 
 
-def test_left_out_cells_are_shown_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    grid, _ = _grid(monkeypatch, [Cell(1, 512), Cell(32, 512)])
-    made = grid.measure(rounds=3, most_seconds=60)
-    assert [(entry["system"], entry["batch"]) for entry in made.left_out] == [(TRANSFORMERS, 32)]
-    assert {(e["system"], e["batch"]) for e in made.entries} == {
-        (ENGINE_INT8, 1),
-        (ENGINE_INT8, 32),
-        (TRANSFORMERS, 1),
+def test_where_it_would_take_too_long_prompts_are_read_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    grid, made, _ = _grid(monkeypatch, [Cell(1, 512), Cell(32, 512)])
+    grid.measure(rounds=1, most_seconds=60)
+    assert {(e["system"], e["batch"]): e["tokens"] for e in made.entries} == {
+        (ENGINE_INT8, 1): 32,
+        (ENGINE_INT8, 32): Cell(32, 512).new_tokens(32),
+        (TRANSFORMERS, 1): 32,
+        (TRANSFORMERS, 32): 1,
     }
 
 
+def test_a_system_that_fails_leaves_and_the_others_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    grid, made, log = _grid(monkeypatch, [Cell(1, 8), Cell(64, 8)])
+    measured = _Worker.call
+
+    def fails_at_64(worker: _Worker, method: str, **asked: Any) -> dict[str, Any]:
+        is_measured = asked["tokens"] == 32
+        if worker._name == TRANSFORMERS and is_measured and len(asked["prompts"]) == 64:
+            raise WorkerFailed("Traceback ...\nMemoryError: no room")
+        return measured(worker, method, **asked)
+
+    monkeypatch.setattr(_Worker, "call", fails_at_64)
+    grid.measure(rounds=2, most_seconds=60)
+    assert made.failed == {TRANSFORMERS: "MemoryError: no room"}
+    assert {entry["system"] for entry in made.entries} == {ENGINE_INT8}
+    assert len(made.entries) == 4
+    assert [name for name, _, tokens in log if tokens == 32].count(TRANSFORMERS) == 1
+
+
 def test_long_prompts_get_more_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
-    grid, _ = _grid(monkeypatch, [Cell(1, 8), Cell(16, 512)])
-    tokens = {entry["batch"]: entry["tokens"] for entry in grid.measure(1, 60).entries}
+    grid, made, _ = _grid(monkeypatch, [Cell(1, 8), Cell(16, 512)])
+    grid.measure(1, 60)
+    tokens = {entry["batch"]: entry["tokens"] for entry in made.entries}
     assert tokens == {1: 32, 16: Cell(16, 512).new_tokens(32)}
     assert tokens[16] > 32
 
 
 def test_a_number_of_tokens_that_was_asked_for_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    grid, _ = _grid(monkeypatch, [Cell(16, 512)], fixed=True)
-    assert {entry["tokens"] for entry in grid.measure(1, 60).entries} == {32}
+    grid, made, _ = _grid(monkeypatch, [Cell(16, 512)], fixed=True)
+    grid.measure(1, 60)
+    assert {entry["tokens"] for entry in made.entries} == {32}
 
 
 # -- what it says -------------------------------------------------------------------------
@@ -210,7 +239,8 @@ def _results(**times: list[dict[str, Any]]) -> dict[str, Any]:
         "int8_rate": 2e12,
         "weight_bytes": {ENGINE_INT8: 50_000_000},
         "macs_per_token": 1_000_000_000,
-        "left_out": [],
+        "head_macs": 200_000_000,
+        "failed": {},
         "measurements": entries,
     }
 
@@ -297,18 +327,25 @@ def test_targets(ours: str, other: str, size: int, least: float | None) -> None:
     assert (line in _lines(text)) == (least is not None)
 
 
-def test_what_was_left_out_is_said() -> None:
+def test_where_only_prompts_were_read_is_said() -> None:
     results = _results(ours=[_times(0.1, 0.01)])
-    results["left_out"] = [
-        {"system": TRANSFORMERS, "batch": batch, "prompt": 512, "expected_seconds": 40.0}
+    assert "one token each" not in report.markdown(results)
+    results["measurements"] += [
+        {"system": TRANSFORMERS, "batch": batch, "prompt": 512, "tokens": 1, "round": 0}
+        | _times(30.0, 0.0, steps=0)
         for batch in (32, 64)
     ]
     assert f"{TRANSFORMERS}: 32 x 512, 64 x 512." in report.markdown(results)
 
 
+def test_what_failed_is_said() -> None:
+    results = _results(ours=[_times(0.1, 0.01)]) | {"failed": {TRANSFORMERS: "no room"}}
+    assert f"**Failed, and left out:** {TRANSFORMERS} (no room)." in report.markdown(results)
+
+
 def test_results_of_a_gpu_have_no_limits_of_the_processor() -> None:
     results = _results(ours=[_times(0.1, 0.01)])
-    for name in ("bandwidth", "int8_rate", "weight_bytes", "macs_per_token"):
+    for name in ("bandwidth", "int8_rate", "weight_bytes", "macs_per_token", "head_macs"):
         del results[name]
     text = report.markdown(results | {"device": "cuda", "gpu": ["a GPU"]})
     assert "### Limits" not in text
@@ -337,6 +374,9 @@ def test_plots_show_every_system_and_the_limits() -> None:
     assert list(speed.get_lines()[0].get_ydata()) == pytest.approx([100])
     assert list(speed.get_lines()[2].get_ydata()) == pytest.approx([200])
     assert list(prefill.get_lines()[0].get_ydata()) == pytest.approx([80])
+    # Per token of a prompt of 8: 800 million, and an eighth of the head's 200 million.
+    assert prefill.get_lines()[2].get_label() == "limit of int8 arithmetic"
+    assert list(prefill.get_lines()[2].get_ydata()) == pytest.approx([2e12 / 825e6])
 
 
 def test_the_largest_batch_is_one_that_systems_are_told_to_allow() -> None:

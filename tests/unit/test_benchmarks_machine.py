@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -79,3 +81,22 @@ def test_the_least_disturbed_run_counts(
 
     assert measuring.undisturbed(work, [1], tries=3)["run"] == chosen
     assert len(made) == runs
+
+
+def test_results_do_not_make_a_commit_unclean_but_any_code_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "ROOT", tmp_path)
+    assert machine.commit() == "not committed"
+    who = ["-c", "user.name=n", "-c", "user.email=e"]
+    (tmp_path / "code.py").write_text("1")
+    for command in (["init", "-q"], ["add", "."], [*who, "commit", "-qm", "first"]):
+        subprocess.run(["git", *command], cwd=tmp_path, check=True, capture_output=True)
+    clean = machine.commit()
+    assert re.fullmatch("[0-9a-f]{7,}", clean)
+    results = tmp_path / "benchmarks" / "results"
+    results.mkdir(parents=True)
+    (results / "decode.json").write_text("{}")
+    assert machine.commit() == clean
+    (tmp_path / "new.py").write_text("2")
+    assert machine.commit() == clean + "+"
