@@ -27,7 +27,7 @@ def build_graph(dimensions: Dimensions, precision: Precision, epsilon: float) ->
     graph = GraphBuilder()
     graph.external(weights_layout(dimensions, precision), WEIGHTS_FILE)
     _declare(graph, dimensions, kv_layout(precision).dtype)
-    _Body(graph, _recipe(graph, precision), dimensions, epsilon).build()
+    _Body(graph, _recipe(graph, dimensions, precision), dimensions, epsilon).build()
     return graph.serialize(f"gpt2-{precision}")
 
 
@@ -49,9 +49,9 @@ def _kv_names(dimensions: Dimensions, patterns: tuple[str, str]) -> list[str]:
     ]
 
 
-def _recipe(graph: GraphBuilder, precision: Precision) -> Recipe:
+def _recipe(graph: GraphBuilder, dimensions: Dimensions, precision: Precision) -> Recipe:
     if precision == "int8":
-        return Int8Recipe(graph)
+        return Int8Recipe(graph, hidden_size=dimensions.hidden_size)
     return FloatRecipe(graph, half=precision == "fp16")
 
 

@@ -19,14 +19,19 @@ def test_what_was_measured_before_the_end_is_kept_beside_the_last_results(
     path = tmp_path / "decode.json"
     results.save({"benchmark": "decode", "old": True}, path)
     measured: dict[str, Any] = {"benchmark": "decode", "measurements": []}
-    with pytest.raises(type(error)), cli.keeping(Namespace(output=path), measured):
-        measured["measurements"].append({"system": "ours"})
-        raise error
+    with pytest.raises(type(error)):
+        _measure_until(error, path, measured)
     kept = results.load(tmp_path / "decode.incomplete.json")
     assert kept["measurements"] == [{"system": "ours"}]
     assert kept["incomplete"].startswith(type(error).__name__)
     assert results.load(path) == {"benchmark": "decode", "old": True}
     assert "decode.incomplete.json" in capsys.readouterr().err
+
+
+def _measure_until(error: BaseException, path: Path, measured: dict[str, Any]) -> None:
+    with cli.keeping(Namespace(output=path), measured):
+        measured["measurements"].append({"system": "ours"})
+        raise error
 
 
 def test_nothing_is_kept_apart_when_all_went_well(tmp_path: Path) -> None:
