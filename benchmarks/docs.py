@@ -55,7 +55,8 @@ with the least and the greatest. While a measurement runs, the time that other w
 cores is watched; disturbed measurements are repeated, and the least disturbed one counts, never
 the fastest.
 
-CUDA has not been measured: [benchmarks/gpu.md](../benchmarks/gpu.md) says how to."""
+[benchmarks/gpu.md](../benchmarks/gpu.md) says how to measure on CUDA."""
+_CUDA = "decode-cuda"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -89,7 +90,19 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def page_text() -> str:
-    return "\n\n".join([_INTRODUCTION, *(_section(name) for name in BENCHMARKS)]) + "\n"
+    sections = [_section(name) for name in BENCHMARKS]
+    return "\n\n".join([_INTRODUCTION, *sections, _cuda_section()]) + "\n"
+
+
+def _cuda_section() -> str:
+    """Decoding on a GPU, if someone has measured it. Its plots would be those of the processor."""
+    title = "## Decode and prefill on CUDA\n\n"
+    measured = _results(_CUDA)
+    if measured is None:
+        return f"{title}Not measured yet: `python -m benchmarks.decode --device cuda`."
+    text: str = _report("decode").markdown(measured)
+    lines = text.strip("\n").splitlines()
+    return title + "\n".join(line for line in lines if not line.startswith("!["))
 
 
 def _section(name: str) -> str:
@@ -105,10 +118,10 @@ def _section(name: str) -> str:
 def readme_text(readme: str) -> str:
     """The README with the figures between its two marks made anew."""
     measured = _results("decode")
-    if measured is None or _BEGIN not in readme:
-        return readme
     before, _, rest = readme.partition(_BEGIN)
-    _, _, after = rest.partition(_END)
+    _, end, after = rest.partition(_END)
+    if measured is None or not end:  # which is there only after a begin
+        return readme
     figures = str(_report("decode").readme(measured)).strip("\n")
     return f"{before}{_BEGIN}{figures}\n{_END}{after}"
 

@@ -6,7 +6,7 @@ import argparse
 import contextlib
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -96,6 +96,14 @@ def finish(args: argparse.Namespace, measured: dict[str, Any], report: ModuleTyp
     say(f"raw results are in {results.relative(path)}")
     if path == results.path_of(args.benchmark, quick=False):
         say("`python -m benchmarks.docs` writes docs/benchmarks.md from them")
+
+
+def run(main: Callable[[], int]) -> int:
+    """For `sys.exit`; Ctrl-C ends a benchmark without a traceback, with the shell's status."""
+    try:
+        return main()
+    except KeyboardInterrupt:
+        return 130
 
 
 def _path(args: argparse.Namespace) -> Path:

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from benchmarks.common.measuring import say
@@ -106,17 +107,24 @@ def _exporter_hash() -> str:
     return digest.hexdigest()
 
 
-def export(checkpoint: Path, store: Path, model: str, precision: str) -> None:
-    """Run `gpt2export` as a user does."""
+def export(
+    checkpoint: Path,
+    store: Path,
+    model: str,
+    precision: str,
+    environment: Mapping[str, str] | None = None,
+) -> None:
+    """Run `gpt2export` as a user does. environment: more variables."""
     options = ["--store", str(store), "--id", model, "--precision", precision]
     options += ["--target", _TARGETS[precision], "--no-verify", "--force"]
-    _run("gpt2export.cli", str(checkpoint), *options)
+    _run("gpt2export.cli", str(checkpoint), *options, environment=environment)
 
 
-def _run(module: str, *arguments: str) -> None:
+def _run(module: str, *arguments: str, environment: Mapping[str, str] | None = None) -> None:
     """Raises `RuntimeError` with what it said."""
     command = [sys.executable, "-m", module, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    env = {**os.environ, **(environment or {})}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
     if done.returncode:
         raise RuntimeError(f"{module} failed:\n{done.stdout}{done.stderr}")
 

@@ -123,12 +123,18 @@ def free_port() -> int:
 
 
 def gpt2serve(
-    store: Path, log: Path, *, precision: str, threads: int, options: Sequence[str] = ()
+    store: Path,
+    log: Path,
+    *,
+    precision: str,
+    threads: int,
+    options: Sequence[str] = (),
+    environment: Mapping[str, str] | None = None,
 ) -> Server:
     """This project's server. options: more of `gpt2serve`'s own, such as "--max-queue", "2000"."""
     command = [sys.executable, "-m", "gpt2serve.cli", "--store", str(store), "--port", "{port}"]
     command += ["--precision", precision, "--threads", str(threads), "--log-format", "json"]
-    return Server([*command, *options], ready="/readyz", log=log)
+    return Server([*command, *options], ready="/readyz", log=log, environment=environment)
 
 
 def read_json(url: str) -> object:

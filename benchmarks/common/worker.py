@@ -16,6 +16,7 @@ import os
 import subprocess
 import sys
 import traceback
+from collections.abc import Mapping
 from types import TracebackType
 from typing import IO, Any, Self
 
@@ -29,10 +30,18 @@ class WorkerFailed(Exception):
 
 
 class Worker:
-    """The near side. `arguments` and results must be JSON. python: the interpreter there."""
+    """The near side. `arguments` and results must be JSON. python: the interpreter there.
+
+    environment: more variables, such as a PYTHONPATH with other code.
+    """
 
     def __init__(
-        self, target: str, arguments: dict[str, Any], *, python: str = sys.executable
+        self,
+        target: str,
+        arguments: dict[str, Any],
+        *,
+        python: str = sys.executable,
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         self._process = subprocess.Popen(
             [python, "-m", "benchmarks.common.worker", target],
@@ -40,6 +49,7 @@ class Worker:
             stdout=subprocess.PIPE,
             text=True,
             cwd=ROOT,
+            env={**os.environ, **(environment or {})},
         )
         try:
             self._send(arguments)

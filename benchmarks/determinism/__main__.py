@@ -13,8 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import cli
-from benchmarks.common.measuring import say
+from benchmarks.common import cli, servers
+from benchmarks.common.measuring import note_failure, say
+from benchmarks.common.worker import WorkerFailed
 from benchmarks.determinism import report, systems
 from benchmarks.determinism.comparing import compare
 from benchmarks.determinism.requests import another_order, make
@@ -60,9 +61,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = installed(select(skip=args.skip, quick=args.quick))
     measured = cli.begin(args, arguments)
     measured["header"]["versions"] |= versions(chosen)
-    measured |= run(args.cache / "determinism", chosen, args.threads, quick=args.quick)
+    with cli.keeping(args, measured):
+        run(args.cache / "determinism", chosen, args.threads, measured, quick=args.quick)
     cli.finish(args, measured, report)
-    return 0
+    return 1 if measured["failed"] else 0
 
 
 def select(*, skip: Sequence[str], quick: bool) -> list[System]:
@@ -73,22 +75,23 @@ def select(*, skip: Sequence[str], quick: bool) -> list[System]:
     ]
 
 
-def run(folder: Path, chosen: Sequence[System], threads: int, *, quick: bool) -> dict[str, Any]:
-    """The results; the model in its formats and the servers' logs are kept in `folder`."""
+def run(
+    folder: Path, chosen: Sequence[System], threads: int, measured: dict[str, Any], *, quick: bool
+) -> None:
+    """Fill `measured`; the model in its formats and the servers' logs are kept in `folder`."""
     requests = make(QUICK_REQUESTS if quick else REQUESTS)
     order = another_order(len(requests))
     assets = systems.prepare(folder, chosen)
-    entries = []
+    asked = {"requests": len(requests), "batch": BATCH, "tokens": TOKENS, "top_k": TOP_K}
+    measured |= {**asked, "failed": {}, "systems": []}
     for system in chosen:
         say(f"{system.name}: {len(requests)} requests alone, {BATCH} at a time, after a restart")
-        start = systems.starter(system, assets, threads, requests)
-        entries.append({"system": system.name, **compare(start, BATCH, order)})
-    asked = {"requests": len(requests), "batch": BATCH, "tokens": TOKENS, "top_k": TOP_K}
-    return {**asked, "systems": entries}
+        try:
+            start = systems.starter(system, assets, threads, requests)
+            measured["systems"].append({"system": system.name, **compare(start, BATCH, order)})
+        except (WorkerFailed, servers.ServerFailed, OSError) as error:
+            note_failure(measured["failed"], system.name, error)
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        sys.exit(130)
+    sys.exit(cli.run(main))

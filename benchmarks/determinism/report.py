@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.common import tables
+from benchmarks.common.measuring import failures
 from benchmarks.common.tables import Bound
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ def markdown(results: dict[str, Any]) -> str:
     return tables.paragraphs(
         _method(results),
         tables.header_text(results["header"]),
+        failures(results["failed"]),
         _table(entries, results["batch"]),
         "\n".join(f"- {line}" for line in _findings(entries)),
         "How each system is given the seeds: " + "; ".join(_seeds(entries)) + ".",
@@ -100,6 +102,8 @@ def percent(counts: Mapping[str, int]) -> str:
     text = f"{share:.1%}"
     if text == "100.0%":
         return "100%" if share == 1 else ">99.9%"
+    if text == "0.0%":
+        return "0%" if share == 0 else "<0.1%"
     return text
 
 

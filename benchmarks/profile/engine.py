@@ -6,7 +6,9 @@ import json
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -79,18 +81,19 @@ class Engine:
 
     def closed_loop(self, mix: dict[str, Any], clients: int, seconds: float) -> dict[str, Any]:
         """As many callers as `clients`, each of whom asks again at once: tokens per second."""
+        seeds = [[mix["seed"], number] for number in range(clients)]
+        asked = [Traffic(make_mix({**mix, "seed": seed})).endless() for seed in seeds]
+        first = [next(asks) for asks in asked]  # which draws many, before the clock starts
         self._steps.begin(0)
         begin = time.perf_counter()
         with ThreadPoolExecutor(clients) as callers:
-            for number in range(clients):
-                seeded = {**mix, "seed": [mix["seed"], number]}
-                callers.submit(self._ask_until, begin + seconds, Traffic(make_mix(seeded)))
+            for ask, more in zip(first, asked, strict=True):
+                callers.submit(self._ask_until, begin + seconds, chain([ask], more))
             time.sleep(seconds)
             # Before the callers wait for their last answers with fewer and fewer others.
             return {"tokens_per_second": self._steps.rows / (time.perf_counter() - begin)}
 
-    def _ask_until(self, end: float, traffic: Traffic) -> None:
-        asks = traffic.endless()
+    def _ask_until(self, end: float, asks: Iterator[Ask]) -> None:
         while time.perf_counter() < end:
             self._ask(next(asks))
 

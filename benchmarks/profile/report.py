@@ -9,13 +9,15 @@ from benchmarks.common.measuring import disturbance
 from benchmarks.common.tables import (
     Bound,
     Line,
-    Measured,
     header_text,
     lines_table,
     paragraphs,
     ratio,
     table,
 )
+from benchmarks.profile.figures import nodes, of, of_batch, of_code
+from benchmarks.profile.report_against import against_text
+from benchmarks.profile.versions import NOW
 
 TITLE = "Where the time goes"
 MOST_OUTSIDE = Bound(0.10, at_least=False)
@@ -43,10 +45,11 @@ def markdown(results: dict[str, Any]) -> str:
         _INTRODUCTION,
         header_text(results["header"]),
         disturbance(entries),
-        steps_text(results["steps"]),
-        ops_text(results["ops"]),
+        steps_text(of_code(results["steps"], NOW)),
+        ops_text(of_code(results["ops"], NOW)),
         http_text(results),
         servers_text(results["servers"]),
+        *(against_text(results, commit) for commit in results["versions"] if commit != NOW),
     )
 
 
@@ -68,11 +71,11 @@ def steps_text(entries: Sequence[dict[str, Any]]) -> str:
     )
     header = ("ms per decode step", *(f"B={batch}" for batch in batches))
     rows = [[name, *(_part(entries, batch, name) for batch in batches)] for name in parts]
-    whole = [_of(entries, batch, lambda entry: entry["step_ms"]).text(2) for batch in batches]
+    whole = [of_batch(entries, batch, lambda entry: entry["step_ms"]).text(2) for batch in batches]
     lines = [
         Line(
             f"sampling and bookkeeping, B={batch}",
-            _of(entries, batch, outside),
+            of_batch(entries, batch, outside),
             MOST_OUTSIDE,
             percent=True,
         )
@@ -86,13 +89,9 @@ def outside(entry: dict[str, Any]) -> float:
     return float(1 - entry["parts"][_ONNXRUNTIME] / entry["step_ms"])
 
 
-def _of(entries: Sequence[dict[str, Any]], batch: int, value: Any) -> Measured:
-    return Measured(tuple(value(entry) for entry in entries if entry["batch"] == batch))
-
-
 def _part(entries: Sequence[dict[str, Any]], batch: int, name: str) -> str:
-    milliseconds = _of(entries, batch, lambda entry: entry["parts"].get(name, 0.0))
-    share = _of(entries, batch, lambda entry: entry["parts"].get(name, 0.0) / entry["step_ms"])
+    milliseconds = of_batch(entries, batch, lambda entry: entry["parts"].get(name, 0.0))
+    share = of_batch(entries, batch, lambda entry: entry["parts"].get(name, 0.0) / entry["step_ms"])
     return f"{milliseconds.median:.2f} ({share.median:.1%})"
 
 
@@ -114,7 +113,7 @@ def ops_text(entries: Sequence[dict[str, Any]]) -> str:
     rows = [
         [
             op,
-            _nodes(entries, op),
+            nodes(entries, op),
             *(_share(entry, op, whole) for entry, whole in zip(entries, sums, strict=True)),
         ]
         for op in large
@@ -127,10 +126,6 @@ def ops_text(entries: Sequence[dict[str, Any]]) -> str:
     return paragraphs(_OPS, table(header, [*rows, ["others", "", *rest], whole_row]))
 
 
-def _nodes(entries: Sequence[dict[str, Any]], op: str) -> str:
-    return f"{max(entry['ops'].get(op, [0, 0])[1] for entry in entries):.0f}"
-
-
 def _share(entry: dict[str, Any], op: str, whole: float) -> str:
     milliseconds = entry["ops"].get(op, [0, 0])[0]
     return f"{milliseconds:.2f} ({milliseconds / whole:.1%})"
@@ -139,12 +134,8 @@ def _share(entry: dict[str, Any], op: str, whole: float) -> str:
 # -- HTTP ---------------------------------------------------------------------------------
 
 
-def _by(entries: Sequence[dict[str, Any]], key: str, name: str, value: str) -> Measured:
-    return Measured(tuple(entry[value] for entry in entries if entry[key] == name))
-
-
 def http_text(results: dict[str, Any]) -> str:
-    entries = results["http"]
+    entries = of_code(results["http"], NOW)
     if not entries:
         return ""
     median, _, least, most = results["outputs"]
@@ -152,13 +143,13 @@ def http_text(results: dict[str, Any]) -> str:
         f"{results['clients']} clients in a closed loop, texts of {least} to {most} tokens, about "
         f"{median}. {_HTTP}"
     )
-    alone = _by(entries, "way", "engine", "tokens_per_second")
+    alone = of(entries, "way", "engine", "tokens_per_second")
     rows = [("engine alone", alone.text(0), "-", "-")]
     rows += [_http_row(entries, "way", way) for way in ("whole", "streamed")]
     lines = [
         Line(
             f"HTTP {way} / engine",
-            ratio(_by(entries, "way", way, "tokens_per_second"), alone),
+            ratio(of(entries, "way", way, "tokens_per_second"), alone),
             LEAST_THROUGH_HTTP,
             percent=True,
         )
@@ -171,9 +162,15 @@ _HTTP_HEADER = ("", "tokens per second", "event loop per token", "clients per to
 
 
 def _http_row(entries: Sequence[dict[str, Any]], key: str, name: str) -> tuple[str, str, str, str]:
-    loop, clients = (_by(entries, key, name, value) for value in ("event_loop_us", "clients_us"))
-    speed = _by(entries, key, name, "tokens_per_second")
-    return name, speed.text(0), f"{loop.median:.0f} us", f"{clients.median:.0f} us"
+    speed = of(entries, key, name, "tokens_per_second")
+    loop, clients = (_microseconds(entries, key, name, n) for n in ("event_loop_us", "clients_us"))
+    return name, speed.text(0), loop, clients
+
+
+def _microseconds(entries: Sequence[dict[str, Any]], key: str, name: str, value: str) -> str:
+    if any(entry[value] is None for entry in entries if entry[key] == name):
+        return "-"
+    return f"{of(entries, key, name, value).median:.0f} us"
 
 
 def servers_text(entries: Sequence[dict[str, Any]]) -> str:
@@ -181,11 +178,9 @@ def servers_text(entries: Sequence[dict[str, Any]]) -> str:
         return ""
     names = list(dict.fromkeys(entry["server"] for entry in entries))
     rows = [_http_row(entries, "server", name) for name in names]
-    first = _by(entries, "server", names[0], "tokens_per_second")
+    first = of(entries, "server", names[0], "tokens_per_second")
     lines = [
-        Line(
-            f"{name} / {names[0]}", ratio(_by(entries, "server", name, "tokens_per_second"), first)
-        )
+        Line(f"{name} / {names[0]}", ratio(of(entries, "server", name, "tokens_per_second"), first))
         for name in names[1:]
     ]
     return paragraphs(_SERVERS, table(_HTTP_HEADER, rows), lines_table(lines))

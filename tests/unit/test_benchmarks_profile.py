@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from benchmarks.profile import report
+from benchmarks.common.model import assets_in
+from benchmarks.profile import report, versions
 from benchmarks.profile.engine import Steps, by_op
 from benchmarks.profile.spans import Spans
 
@@ -96,21 +98,25 @@ def test_ops_are_those_of_the_last_runs() -> None:
 
 def _results() -> dict[str, Any]:
     parts = {"onnxruntime": 8.0, "sampling": 1.5, "rest of the engine thread": 0.5}
-    step = {"batch": 1, "round": 0, "step_ms": 10.0, "steps": 5, "parts": parts, "others": 0.01}
+    step = {"code": "now", "batch": 1, "round": 0, "step_ms": 10.0, "steps": 5, "parts": parts, "others": 0.01}
     http = [
-        {"way": way, "round": 0, "tokens_per_second": speed, "others": 0.0}
+        {"code": "now", "way": way, "round": 0, "tokens_per_second": speed, "others": 0.0}
         | ({} if way == "engine" else {"event_loop_us": 30.0, "clients_us": 40.0})
         for way, speed in (("engine", 100.0), ("whole", 90.0), ("streamed", 50.0))
     ]
     servers = [
         {"server": name, "round": 0, "tokens_per_second": speed, "others": 0.0}
-        | {"event_loop_us": 30.0, "clients_us": 40.0}
+        | {"event_loop_us": None if name == "granian" else 30.0, "clients_us": 40.0}
         for name, speed in (("uvicorn-h11", 50.0), ("granian", 75.0))
     ]
     return {
         "header": HEADER,
         "steps": [step],
-        "ops": [{"batch": 1, "run_ms": 9.0, "ops": {"MatMul": [9.95, 48.0], "Cast": [0.05, 2.0]}}],
+        "ops": [
+            {"code": "now", "batch": 1, "run_ms": 9.0}
+            | {"ops": {"MatMul": [9.95, 48.0], "Cast": [0.05, 2.0]}}
+        ],
+        "versions": ["now"],
         "http": http,
         "servers": servers,
         "clients": 16,
@@ -146,8 +152,34 @@ def test_the_report_shows_parts_ops_and_http() -> None:
     assert "others 0.05" in rows
     assert "HTTP whole / engine 90.0% (90.0% - 90.0%) >= 85.0% PASS" in rows
     assert "HTTP streamed / engine 50.0% (50.0% - 50.0%) >= 85.0% MISS" in rows
-    assert "granian 75 (75-75) 30 us 40 us" in rows
+    assert "uvicorn-h11 50 (50-50) 30 us 40 us" in rows
+    assert "granian 75 (75-75) - 40 us" in rows
     assert "granian / uvicorn-h11 1.50x (1.50x - 1.50x) - -" in rows
+
+
+def test_an_earlier_commit_stands_beside_what_is_here() -> None:
+    results = _results()
+    before = _results()
+    before["steps"][0] |= {"step_ms": 12.0, "parts": {"onnxruntime": 9.0, "sampling": 3.0}}
+    before["ops"][0]["ops"] = {"MatMul": [9.95, 48.0], "Gather": [2.0, 3.0]}
+    before["http"][1]["tokens_per_second"] = 60.0
+    for part in ("steps", "ops", "http"):
+        results[part] += [entry | {"code": "abc123"} for entry in before[part]]
+    results["versions"] = ["now", "abc123"]
+    rows = _rows(report.markdown(results))
+    assert "ms per decode step, abc123 -> now B=1" in rows
+    assert "sampling 3.00 -> 1.50" in rows
+    assert "**together** 12.00 -> 10.00" in rows
+    assert "Gather 3 -> 0 2.00 -> 0.00" in rows
+    assert not any(row.startswith("MatMul 48 -> 48") for row in rows)
+    assert "a step of 1: abc123 / now 1.20x (1.20x - 1.20x) - -" in rows
+    assert "tokens per second, whole: now / abc123 1.50x (1.50x - 1.50x) - -" in rows
+    # The tables of what is here are of what is here alone.
+    assert "sampling 1.50 (15.0%)" in rows
+
+
+def test_a_commit_that_git_does_not_know_is_left_out(tmp_path: Path) -> None:
+    assert versions.earlier("no-such-commit", assets_in(tmp_path), tmp_path, "int8") is None
 
 
 def test_the_report_leaves_out_what_was_not_measured() -> None:
