@@ -7,7 +7,7 @@ and bursts a latency counts from the moment when the request was due, so neither
 a slow client can hide. Ctrl-C ends it and reports what was done until then.
 
 Without --url it starts servers on this machine, one model of GPT-2's size on each, and measures
-latency against offered load up to what each sustains: about 8 minutes; with --quick one minute,
+latency against offered load up to what each sustains: about 9 minutes; with --quick one minute,
 gpt2serve in int8 and FastAPI around transformers only.
 """
 
@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="leave this server out of the comparison; may be given more than once",
     )
     args = parser.parse_args(arguments)
-    return deployment.run(args) if args.url else _compare(args, arguments)
+    return deployment.run(args, arguments) if args.url else _compare(args, arguments)
 
 
 def _compare(args: argparse.Namespace, arguments: Sequence[str] | None) -> int:
@@ -40,12 +40,12 @@ def _compare(args: argparse.Namespace, arguments: Sequence[str] | None) -> int:
     plan = comparison.QUICK if args.quick else comparison.Plan()
     chosen = _installed(args)
     try:
-        results |= comparison.run(chosen, plan, threads=args.threads, cache=args.cache)
+        with cli.keeping(args, results):
+            comparison.run(results, chosen, plan, threads=args.threads, cache=args.cache)
     except KeyboardInterrupt:
-        say("interrupted; nothing was saved")
         return 130
     cli.finish(args, results, report)
-    return 0
+    return 1 if results["failed"] else 0
 
 
 def _installed(args: argparse.Namespace) -> list[systems.System]:

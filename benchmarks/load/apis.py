@@ -9,6 +9,9 @@ from benchmarks.load.traffic import Ask
 
 Json = dict[str, Any]
 
+#: How texts are drawn. The peers, whose protocol has no top_k, draw from as many.
+TEMPERATURE, TOP_K = 1.0, 50
+
 
 @dataclass(slots=True)
 class Answer:
@@ -54,12 +57,14 @@ class _Base:
     """server: the deployment's address. exact: the model may not end before `Ask.tokens`.
 
     extra_headers: values may hold "{model}", which becomes the model of the request.
+    extra_body: put into every request's body, over what is there.
     """
 
     server: str
     stream: bool = True
     exact: bool = False
     extra_headers: dict[str, str] = field(default_factory=dict)
+    extra_body: Json = field(default_factory=dict)
 
     def headers(self, ask: Ask) -> dict[str, str]:
         given = self.extra_headers.items()
@@ -68,7 +73,11 @@ class _Base:
 
 @dataclass(frozen=True)
 class Generate(_Base):
-    """`POST /generate` of this project."""
+    """`POST /generate` of this project.
+
+    Sampling is asked for in full: what a model's package says of it must not decide how much work
+    is measured. `Completions` asks for the same as far as its protocol goes, which has no top_k.
+    """
 
     @property
     def url(self) -> str:
@@ -84,9 +93,14 @@ class Generate(_Base):
             "prompt": ask.prompt,
             "max_new_tokens": ask.tokens,
             "seed": ask.seed,
+            "do_sample": True,
+            "temperature": TEMPERATURE,
+            "top_k": TOP_K,
             "stream": self.stream,
         }
-        return body | ({"min_new_tokens": ask.tokens} if self.exact else {})
+        if self.exact:
+            body["min_new_tokens"] = ask.tokens
+        return body | self.extra_body
 
     def read_event(self, event: Json, now: float, answer: Answer) -> None:
         if "token" in event:
@@ -127,12 +141,14 @@ class Completions(_Base):
             "prompt": ask.prompt,
             "max_tokens": ask.tokens,
             "seed": ask.seed,
-            "temperature": 1.0,
+            "temperature": TEMPERATURE,
             "stream": self.stream,
         }
         if self.stream:
             body["stream_options"] = {"include_usage": True}
-        return body | ({"min_tokens": ask.tokens, "ignore_eos": True} if self.exact else {})
+        if self.exact:
+            body |= {"min_tokens": ask.tokens, "ignore_eos": True}
+        return body | self.extra_body
 
     def read_event(self, event: Json, now: float, answer: Answer) -> None:
         if "error" in event:

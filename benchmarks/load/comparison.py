@@ -9,8 +9,7 @@ curve; later rounds begin at the rate that the round before found.
 from __future__ import annotations
 
 import contextlib
-import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -18,8 +17,11 @@ from typing import Any
 
 from benchmarks.common import measuring, model
 from benchmarks.common.measuring import say
-from benchmarks.common.servers import Server
-from benchmarks.common.worker import Worker
+from benchmarks.common.servers import Server, ServerFailed
+from benchmarks.common.worker import Worker, WorkerFailed
+from benchmarks.load import idle
+from benchmarks.load.idle import NeverIdle
+from benchmarks.load.outcome import UNFINISHED
 from benchmarks.load.search import Search, is_sustained, rate_of, step_of
 from benchmarks.load.systems import System
 
@@ -29,8 +31,6 @@ _FIRST_SHARE = 1 / 4
 _DOUBLE = 8
 #: A rate at which fewer requests come while it is measured tells nothing.
 _LEAST_REQUESTS = 4
-#: For a server to become idle after what was cut off.
-_SETTLE_SECONDS = 0.3
 #: A disturbed measurement is made that many times.
 _TRIES = 2
 _KEPT = (
@@ -48,6 +48,7 @@ _KEPT = (
     "end_to_end_ms",
     "lag_ms",
     "cpu_seconds",
+    "wall_seconds",
     "others",
 )
 
@@ -60,7 +61,7 @@ class Plan:
     """
 
     rounds: int = 3
-    first_points: int = 5
+    first_points: int = 7
     later_points: int = 2
     requests: int = 60
     least: float = 4.0
@@ -87,23 +88,72 @@ QUICK = Plan(
 )
 
 
-def run(systems: Sequence[System], plan: Plan, *, threads: int, cache: Path) -> dict[str, Any]:
-    """The raw results, less the header."""
-    formats = [system.format for system in systems if system.format]
-    assets = model.prepare(cache, formats)
-    entries: list[dict[str, Any]] = []
+class Unusable(Exception):
+    """A server's answers are such that its figures would mean nothing."""
+
+
+#: What takes one server out of the comparison, and not the others.
+_FAILURES = (ServerFailed, WorkerFailed, Unusable, NeverIdle, OSError, RuntimeError)
+
+
+def run(
+    results: dict[str, Any],
+    systems: Sequence[System],
+    plan: Plan,
+    *,
+    threads: int,
+    cache: Path,
+) -> None:
+    """Fills `results`, so that it has what was measured whenever this is interrupted."""
+    comparison = _Comparison(results, systems, plan)
     with contextlib.ExitStack() as stack:
-        clients = stack.enter_context(Worker("benchmarks.load.worker:Clients", {}))
-        drivers = []
         for system in systems:
-            say(f"starting {system.name}")
-            log = cache / "logs" / f"load-{system.format or 'transformers'}.log"
-            server = stack.enter_context(system.start(assets, threads, log))
-            drivers.append(_Driver(system, server, clients, assets.model, plan))
+            with comparison.failing(system.name):
+                comparison.start(system, threads, cache, stack)
         for number in range(plan.rounds):
-            for driver in drivers:
-                entries += [entry | {"round": number} for entry in driver.measure(number)]
-    return {"plan": asdict(plan), "systems": [system.name for system in systems], "load": entries}
+            for name in list(comparison.drivers):
+                with comparison.failing(name):
+                    comparison.measure(name, number)
+
+
+class _Comparison:
+    """The servers that run, and what was measured of them."""
+
+    def __init__(self, results: dict[str, Any], systems: Sequence[System], plan: Plan) -> None:
+        self.drivers: dict[str, _Driver] = {}
+        self._plan = plan
+        self._failed: dict[str, str] = {}
+        self._entries: list[dict[str, Any]] = []
+        results["plan"] = asdict(plan)
+        results["systems"] = [system.name for system in systems]
+        results["failed"] = self._failed
+        results["load"] = self._entries
+
+    def start(self, system: System, threads: int, cache: Path, stack: contextlib.ExitStack) -> None:
+        """With clients of its own: what breaks them breaks nobody else's."""
+        say(f"starting {system.name}")
+        assets = model.prepare(cache, [system.format] if system.format else [])
+        log = cache / "logs" / f"load-{system.format or 'transformers'}.log"
+        server = stack.enter_context(system.start(assets, threads, log))
+        clients = stack.enter_context(Worker("benchmarks.load.worker:Clients", {}))
+        driver = _Driver(system, server, clients, assets.model, self._plan)
+        self.drivers[system.name] = driver
+
+    def measure(self, name: str, number: int) -> None:
+        for entry in self.drivers[name].measure(number):
+            self._entries.append(entry | {"round": number})
+
+    @contextlib.contextmanager
+    def failing(self, name: str) -> Iterator[None]:
+        """What fails inside takes the server out, with all that was measured of it."""
+        try:
+            yield
+        except _FAILURES as error:
+            measuring.note_failure(self._failed, name, error)
+            self._entries[:] = [entry for entry in self._entries if entry["system"] != name]
+            driver = self.drivers.pop(name, None)
+            if driver is not None:
+                driver.server.kill()
 
 
 class _Driver:
@@ -112,20 +162,21 @@ class _Driver:
     def __init__(
         self, system: System, server: Server, clients: Worker, model_id: str, plan: Plan
     ) -> None:
+        self.server = server
         self._name = system.name
         self._clients = clients
         self._plan = plan
-        self._processes = [server.pid, clients.pid]
         # All servers make texts of the same lengths: no model may end one early.
         self._target = {"server": server.url, "api": system.api, "exact": True}
         self._model = model_id
         self._best: int | None = None
 
-    def measure(self, number: int) -> list[dict[str, Any]]:
+    def measure(self, number: int) -> Iterator[dict[str, Any]]:
         """All of one round. number: counts rounds, and decides which requests are drawn."""
         plan = self._plan
         closed = self._closed(number)
-        entries = [closed, self._burst(number)]
+        yield closed
+        yield self._burst(number)
         lowest = step_of(_LEAST_REQUESTS / plan.most)
         if self._best is None:
             start = step_of(_FIRST_SHARE * (closed["requests_per_second"] or 1.0))
@@ -135,43 +186,44 @@ class _Driver:
         while (step := search.next) is not None:
             entry = self._open(step, number)
             search.tell(sustained=entry["sustained"])
-            entries.append(entry)
+            yield entry
         self._best = search.best
-        return entries
 
     def _closed(self, number: int) -> dict[str, Any]:
-        say(f"{self._name}: {self._plan.clients} clients in a closed loop")
-        load = {"clients": float(self._plan.clients)}
-        figures = self._figures(load, self._plan.closed_seconds, number, grace=0.0)
-        return {"kind": "closed"} | figures
+        plan = self._plan
+        load = {"clients": float(plan.clients)}
+        what = f"{plan.clients} clients in a closed loop"
+        return {"kind": "closed"} | self._figures(what, load, plan.closed_seconds, number)
 
     def _burst(self, number: int) -> dict[str, Any]:
         plan = self._plan
-        say(f"{self._name}: {plan.burst} requests at once")
         load = {"burst": float(plan.burst), "every": 1.0}
-        figures = self._figures(load, 1.0, number, grace=plan.burst_grace, warm_up=0.0)
+        what = f"{plan.burst} requests at once"
+        figures = self._figures(what, load, 1.0, number, grace=plan.burst_grace, warm_up=0.0)
         return {"kind": "burst"} | figures
 
     def _open(self, step: int, number: int) -> dict[str, Any]:
         plan, rate = self._plan, rate_of(step)
         seconds = min(plan.most, max(plan.least, plan.requests / rate))
-        figures = self._figures({"rate": rate}, seconds, number, grace=plan.grace)
+        what = f"{rate:.2f} requests/s offered"
+        figures = self._figures(what, {"rate": rate}, seconds, number, grace=plan.grace)
         sustained = is_sustained(figures)
-        say(
-            f"{self._name}: {rate:.2f} requests/s offered, "
-            f"{figures['requests_per_second']:.2f} done, {'sustained' if sustained else 'too much'}"
-        )
+        done = f"{figures['requests_per_second']:.2f} done"
+        say(f"{self._name}: {what}, {done}, {'sustained' if sustained else 'too much'}")
         return {"kind": "open", "step": step, "rate": rate, "sustained": sustained} | figures
 
     def _figures(
         self,
+        what: str,
         load: dict[str, float],
         seconds: float,
         number: int,
         *,
-        grace: float,
+        grace: float = 0.0,
         warm_up: float | None = None,
     ) -> dict[str, Any]:
+        """what: is shown meanwhile."""
+        say(f"{self._name}: {what}")
         arguments = {
             "target": self._target,
             "mix": {"models": [self._model], "seed": number},
@@ -179,8 +231,30 @@ class _Driver:
             "seconds": seconds,
             "warm_up": self._plan.warm_up if warm_up is None else warm_up,
             "grace": grace,
+            "live": True,
         }
-        work = partial(self._clients.call, "run", **arguments)
-        figures = measuring.undisturbed(work, self._processes, tries=_TRIES)
-        time.sleep(_SETTLE_SECONDS)
+        work = partial(self._checked, arguments)
+        processes = [self.server.pid, self._clients.pid]
+        figures = measuring.undisturbed(work, processes, tries=_TRIES)
         return {"system": self._name} | {name: figures[name] for name in _KEPT}
+
+    def _checked(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        figures: dict[str, Any] = self._clients.call("run", **arguments)
+        check(figures)
+        idle.wait(self.server.pid)
+        return figures
+
+
+def check(figures: dict[str, Any]) -> None:
+    """Raises `Unusable` unless something was answered, and all that was has its exact length."""
+    codes = figures["codes"]
+    if figures["requests"] and not {"ok", UNFINISHED} & set(codes):
+        listed = ", ".join(f"{count} x {code}" for code, count in codes.items())
+        raise Unusable(f"No request went well: {listed}.")
+    wrong = figures["wrong_lengths"]
+    if wrong:
+        (asked, got), *_ = wrong
+        raise Unusable(
+            f"{len(wrong)} texts were not as long as asked, one of them {got} tokens instead of "
+            f"{asked}."
+        )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.common import plots
-from benchmarks.load.rounds import over_rounds, points
+from benchmarks.load.rounds import measured_systems, over_rounds, points
 from benchmarks.load.search import MOST_TTFT_MS
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def latency(results: dict[str, Any]) -> Figure:
     for axis, (key, title) in zip(axes, _PANELS.items(), strict=True):
         axis.set_title(title, fontsize=10)
         _plain_numbers(axis)
-        for system in results["systems"]:
+        for system in measured_systems(results):
             _curve(axis, points(results["load"], system), key, system, plots.colour(system))
     axes[0].axhline(MOST_TTFT_MS, color="#9ca3af", linewidth=1, linestyle=":")
     handles, labels = axes[0].get_legend_handles_labels()

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
-import json
+import sys
+import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import aiohttp
 
+from benchmarks.common import cli, results
 from benchmarks.common.measuring import say
 from benchmarks.load import client, live, options, text
 from benchmarks.load.apis import Api
@@ -28,19 +31,49 @@ class CannotTest(Exception):
     """Why, and what to do."""
 
 
-def run(args: argparse.Namespace) -> int:
-    """The exit status: 1 if nothing went well, 2 if the test could not begin."""
+def run(args: argparse.Namespace, arguments: Sequence[str] | None = None) -> int:
+    """The exit status: 1 if nothing went well, 2 if the test could not begin.
+
+    arguments: the command line, for the results; None is this process's.
+    """
     try:
-        results = asyncio.run(_run(args))
+        begun = _begin(args, arguments) if args.json else {}
+        measured = asyncio.run(_run(args))
     except (CannotTest, OSError) as error:
         say(f"{error}")
         return 2
     except KeyboardInterrupt:  # before the first request of the test itself
         return 130
-    print(text.report(results))
+    print(text.report(measured))
     if args.json:
-        args.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    return 0 if results["figures"]["ok"] else 1
+        _keep(begun | measured, args.json)
+    return 0 if measured["figures"]["ok"] else 1
+
+
+def _begin(args: argparse.Namespace, arguments: Sequence[str] | None) -> dict[str, Any]:
+    """What every result begins with. The machine it names is that of the clients.
+
+    Raises `CannotTest` before the test, not after it, if the results cannot be written.
+    """
+    file: Path = args.json
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if file.is_dir():
+            raise IsADirectoryError(f"{file} is a folder")
+        tempfile.TemporaryFile(dir=file.parent).close()
+    except OSError as error:
+        raise CannotTest(f"The results cannot be written to {file}: {error}.") from error
+    given = sys.argv[1:] if arguments is None else arguments
+    return cli.begin(args, options.without_secrets(given))
+
+
+def _keep(measured: dict[str, Any], file: Path) -> None:
+    """Into the file, or onto the screen should that fail after all."""
+    try:
+        results.save(measured, file)
+    except OSError as error:
+        say(f"{file} cannot be written: {error}; here is what would be in it")
+        print(results.dumps(measured))
 
 
 async def _run(args: argparse.Namespace) -> dict[str, Any]:
@@ -68,16 +101,12 @@ async def _watched(
     api: Api, mix: Mix, load: dict[str, float], args: argparse.Namespace, progress: Progress
 ) -> bool:
     """Whether it was interrupted; what was done until then is in `progress` in any case."""
-    watching = asyncio.create_task(live.show(progress))
+    traffic = Traffic(mix)
     try:
-        traffic = Traffic(mix)
-        await drive(api, traffic, load, args.duration, timeout=args.timeout, progress=progress)
+        async with live.shown(progress):
+            await drive(api, traffic, load, args.duration, timeout=args.timeout, progress=progress)
     except asyncio.CancelledError:  # asyncio's way to tell of Ctrl-C
         return True
-    finally:
-        watching.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await watching
     return False
 
 

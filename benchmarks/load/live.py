@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sys
 import time
+from collections.abc import AsyncIterator
 from typing import TextIO
 
 import numpy as np
 
-from benchmarks.load.outcome import Outcome, Progress
+from benchmarks.load.outcome import UNFINISHED, Outcome, Progress
 
 _TERMINAL_SECONDS = 0.5
 _LOG_SECONDS = 5.0
@@ -18,7 +20,19 @@ _LATEST = 1000
 _ERASE_LINE = "\r\x1b[2K"
 
 
-async def show(progress: Progress, stream: TextIO = sys.stderr) -> None:
+@contextlib.asynccontextmanager
+async def shown(progress: Progress) -> AsyncIterator[None]:
+    """While the block runs."""
+    watching = asyncio.create_task(_show(progress, sys.stderr))
+    try:
+        yield
+    finally:
+        watching.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await watching
+
+
+async def _show(progress: Progress, stream: TextIO) -> None:
     """Until it is cancelled."""
     terminal = stream.isatty()
     try:
@@ -36,11 +50,12 @@ async def show(progress: Progress, stream: TextIO = sys.stderr) -> None:
 def line(progress: Progress, seconds: float) -> str:
     """The state after `seconds`. Tokens are those of finished requests."""
     outcomes = progress.outcomes
-    failed = sum(outcome.code != "ok" for outcome in outcomes)
+    done = sum(outcome.code == "ok" for outcome in outcomes)
+    failed = sum(outcome.code not in ("ok", UNFINISHED) for outcome in outcomes)
     tokens = sum(outcome.tokens for outcome in outcomes)
     return (
         f"{seconds:5.0f} s  {progress.sent} sent, {progress.sent - len(outcomes)} in flight, "
-        f"{len(outcomes) - failed} done, {failed} failed, {tokens / seconds:.0f} tokens/s"
+        f"{done} done, {failed} failed, {tokens / seconds:.0f} tokens/s"
         + _waiting(outcomes[-_LATEST:])
     )
 

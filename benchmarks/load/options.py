@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from benchmarks.common.cli import new_parser, positive
 from benchmarks.load.apis import APIS, Api
@@ -13,6 +16,8 @@ from benchmarks.load.traffic import TWEET_OUTPUTS, TWEET_PROMPTS, Lengths
 
 API_KEY_VARIABLE = "LOAD_API_KEY"
 DEFAULT_CLIENTS = 4
+#: Options whose values are nobody's business.
+_SECRET = ("--api-key", "--header")
 
 _EXAMPLES = """\
   # 20 requests a second for a minute, on models that the server names, popular ones more often
@@ -21,12 +26,16 @@ _EXAMPLES = """\
   python -m benchmarks.load --url http://localhost:8001 --api completions --clients 16
   # 50 requests at once, every 10 seconds, of two models
   python -m benchmarks.load --url http://localhost:8000 --burst 50 --every 10 --models a,b
+  # vLLM, drawing from the 50 likeliest tokens as --api generate does: its default is all of them
+  python -m benchmarks.load --url http://localhost:8001 --api completions \
+--extra-body '{"top_k": 50}'
   # this server beside others, on this machine
   python -m benchmarks.load --quick"""
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
     parser = new_parser("load", description, _EXAMPLES)
+    parser.allow_abbrev = False  # so that `without_secrets` knows every spelling
     _add_target(parser.add_argument_group("the deployment (without --url: the comparison)"))
     _add_load(parser.add_argument_group("when requests are sent (with --url)"))
     _add_requests(parser.add_argument_group("what is asked (with --url)"))
@@ -104,6 +113,13 @@ def _add_requests(group: argparse._ArgumentGroup) -> None:
     add("--whole", dest="stream", action="store_false", help="ask for whole answers")
     add("--stream", action="store_true", default=True, help="ask for streams (the default)")
     add("--seed", type=int, default=0, metavar="N", help="of the traffic (default: 0)")
+    add(
+        "--extra-body",
+        type=_object,
+        default={},
+        metavar="JSON",
+        help="an object whose fields are put into every request's body",
+    )
 
 
 def lengths(text: str) -> Lengths:
@@ -138,13 +154,48 @@ def _header(text: str) -> tuple[str, str]:
     return name.strip(), value.strip()
 
 
+def _object(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"is not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError("""must be a JSON object, such as '{"top_k": 50}'""")
+    return value
+
+
+def without_secrets(arguments: Sequence[str]) -> list[str]:
+    """The command line as it may be kept: without keys and without values of headers."""
+    kept: list[str] = []
+    for argument in arguments:
+        option, equals, value = argument.partition("=")
+        if kept and kept[-1] in _SECRET:
+            kept.append(_hidden(kept[-1], argument))
+        elif option in _SECRET and equals:
+            kept.append(f"{option}={_hidden(option, value)}")
+        else:
+            kept.append(argument)
+    return kept
+
+
+def _hidden(option: str, value: str) -> str:
+    name, colon, _ = value.partition(":")
+    return f"{name}: ***" if option == "--header" and colon else "***"
+
+
 def api_of(args: argparse.Namespace) -> Api:
     """Raises `OSError` if the key's file cannot be read."""
     headers = dict(args.header)
     key = args.api_key_file.read_text().strip() if args.api_key_file else args.api_key
     if key:
         headers["Authorization"] = f"Bearer {key}"
-    return APIS[args.api](args.url, stream=args.stream, exact=args.exact, extra_headers=headers)
+    return APIS[args.api](
+        args.url,
+        stream=args.stream,
+        exact=args.exact,
+        extra_headers=headers,
+        extra_body=args.extra_body,
+    )
 
 
 def load_of(args: argparse.Namespace) -> dict[str, float]:

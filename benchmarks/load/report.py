@@ -7,9 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.common import measuring, tables
 from benchmarks.common.tables import Line, Measured
+from benchmarks.load.outcome import UNFINISHED
 from benchmarks.load.rounds import (
     Entries,
     closed_rates,
+    codes,
+    measured_systems,
     of,
     over_rounds,
     paired,
@@ -28,11 +31,15 @@ TITLE = "Load"
 
 
 def markdown(results: dict[str, Any]) -> str:
-    entries, systems, plan = results["load"], results["systems"], results["plan"]
+    entries, systems, plan = results["load"], measured_systems(results), results["plan"]
+    failed, header = measuring.failures(results["failed"]), tables.header_text(results["header"])
+    if not systems:
+        return tables.paragraphs(header, failed)
     lines = ratio_lines(entries, systems)
     return tables.paragraphs(
         _what(plan, entries),
-        tables.header_text(results["header"]),
+        header,
+        failed,
         "What each server does at the highest rate that it sustains: requests and tokens per "
         "second, and latencies in milliseconds.",
         sustained_table(entries, systems),
@@ -40,10 +47,12 @@ def markdown(results: dict[str, Any]) -> str:
         finding(entries, systems),
         "![Latency against offered load](benchmarks/load-latency.svg)",
         f"{plan['clients']} clients that wait for their answers, and {plan['burst']} requests at "
-        "once. Milliseconds; a text that was cut off counts with what it had waited.",
+        "once.",
         closed_table(entries, systems),
-        "All rates that were tried: the median of the rounds that tried it, milliseconds.",
-        points_table(entries, systems),
+        "All loads by server, in milliseconds, each the median of the rounds that tried it. A "
+        f"text that was cut off at the end ({UNFINISHED}) counts with what it had waited until "
+        "then; the time per token is that of whole texts.",
+        *(f"**{system}**\n\n{loads_table(entries, system)}" for system in systems),
         _caveats(entries),
         measuring.disturbance(list(entries)),
     )
@@ -161,28 +170,33 @@ def closed_table(entries: Entries, systems: Sequence[str]) -> str:
     return tables.table(header, rows)
 
 
-def points_table(entries: Entries, systems: Sequence[str]) -> str:
+def loads_table(entries: Entries, system: str) -> str:
+    """All that one server was offered, the lowest rate first."""
     rows = []
-    for system in systems:
-        for group in points(entries, system):
-            times = sum(entry["sustained"] for entry in group)
-            rows.append(
-                [
-                    system,
-                    f"{group[0]['rate']:.2f}",
-                    _median(group, 2, "requests_per_second"),
-                    *(
-                        _median(group, 0, key, rank)
-                        for key in ("ttft_ms", "end_to_end_ms")
-                        for rank in ("p50", "p99")
-                    ),
-                    _median(group, 1, "per_token_ms", "p50"),
-                    f"{times} of {len(group)}",
-                ]
-            )
-    header = ["", "requests/s offered", "done", "first token p50", "p99"]
-    header += ["end to end p50", "p99", "per token p50", "sustained"]
+    for group in points(entries, system):
+        times = sum(entry["sustained"] for entry in group)
+        rows.append(_load_row(f"{group[0]['rate']:.2f}", group, f"{times} of {len(group)}"))
+    for kind, name in (("closed", "clients that wait"), ("burst", "at once")):
+        rows.append(_load_row(name, of(entries, kind, system), "-"))
+    ranks = "p50 / p90 / p99 / max"
+    header = ["requests/s offered", "done", "tokens/s", "sustained", f"first token {ranks}"]
+    header += [f"per token {ranks}", f"end to end {ranks}", "errors"]
     return tables.table(header, rows)
+
+
+def _load_row(offered: str, group: Entries, sustained: str) -> list[str]:
+    errors = ", ".join(f"{count} {code}" for code, count in codes(group).items())
+    return [
+        offered,
+        _median(group, 2, "requests_per_second"),
+        _median(group, 0, "tokens_per_second"),
+        sustained,
+        *(
+            " / ".join(_median(group, digits, key, rank) for rank in ("p50", "p90", "p99", "max"))
+            for key, digits in (("ttft_ms", 0), ("per_token_ms", 1), ("end_to_end_ms", 0))
+        ),
+        errors or "none",
+    ]
 
 
 def _median(group: Entries, digits: int, *keys: str) -> str:
@@ -196,7 +210,7 @@ def _caveats(entries: Entries) -> str:
     if not opened:
         return ""
     few = min(entry["requests"] for entry in opened)
-    busy = max(entry["cpu_seconds"] / entry["seconds"] for entry in opened)
+    busy = max(entry["cpu_seconds"] / entry["wall_seconds"] for entry in opened)
     late = sum(fell_behind(entry) for entry in opened)
     text = (
         f"A point had {few} requests or more; where there are fewer than a hundred, p99 is close "

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from benchmarks.common.tables import Measured, ratio
 
 Entries = Sequence[dict[str, Any]]
+
+
+def measured_systems(results: Mapping[str, Any]) -> list[str]:
+    """In the order of the tables; those that failed have no entries."""
+    return [name for name in results["systems"] if name not in results["failed"]]
 
 
 def of(entries: Entries, kind: str, system: str) -> list[dict[str, Any]]:
@@ -34,6 +40,14 @@ def over_rounds(entries: Entries, *keys: str) -> Measured | None:
         if value is not None:
             values.append(float(value))
     return Measured(tuple(values)) if values else None
+
+
+def codes(entries: Entries) -> dict[str, int]:
+    """How many requests ended with each code that is not "ok", all entries together."""
+    counts: Counter[str] = Counter()
+    for entry in entries:
+        counts.update(entry["codes"])
+    return {code: counts[code] for code in sorted(counts) if code != "ok"}
 
 
 def points(entries: Entries, system: str) -> list[list[dict[str, Any]]]:

@@ -99,6 +99,12 @@ def cold_starts(outcomes: Sequence[Outcome]) -> dict[str, Any] | None:
     }
 
 
+def wrong_lengths(outcomes: Iterable[Outcome]) -> list[tuple[int, int]]:
+    """Tokens that were asked for and that came, of each answer that went well but differs."""
+    good = (one for one in outcomes if one.code == "ok")
+    return [(one.ask.tokens, one.tokens) for one in good if one.tokens != one.ask.tokens]
+
+
 def fell_behind(figures: Mapping[str, Any]) -> bool:
     """Whether the client itself was too slow for an open loop, so that its figures are too bad."""
     lag = figures["lag_ms"]

@@ -15,8 +15,10 @@ As the benchmarks use it:
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import os
+import time
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
@@ -24,8 +26,9 @@ from typing import Any
 from benchmarks.common.machine import process_seconds
 from benchmarks.load import client
 from benchmarks.load.apis import APIS, Api
+from benchmarks.load.live import shown as live_line
 from benchmarks.load.outcome import Outcome, Progress
-from benchmarks.load.summary import summary
+from benchmarks.load.summary import summary, wrong_lengths
 from benchmarks.load.traffic import Lengths, Mix, Traffic, burst_times, poisson_times
 
 TIMEOUT_SECONDS = 120.0
@@ -39,11 +42,17 @@ class Clients:
         return self.run_together({"only": measurement})["only"]
 
     def run_together(self, measurements: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-        """Several at the same time, each under a name; "cpu_seconds" is that of all together."""
-        before = process_seconds(os.getpid())
+        """Several at the same time, each under a name.
+
+        "cpu_seconds" and "wall_seconds" are those of all together, with warm-up and grace.
+        """
+        cpu, wall = process_seconds(os.getpid()), time.perf_counter()
         figures = asyncio.run(_together(measurements))
-        used = round(process_seconds(os.getpid()) - before, 2)
-        return {name: entry | {"cpu_seconds": used} for name, entry in figures.items()}
+        used = {
+            "cpu_seconds": round(process_seconds(os.getpid()) - cpu, 2),
+            "wall_seconds": round(time.perf_counter() - wall, 2),
+        }
+        return {name: entry | used for name, entry in figures.items()}
 
 
 async def _together(measurements: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -61,6 +70,7 @@ async def measure(
     grace: float = math.inf,
     timeout: float = TIMEOUT_SECONDS,
     outcomes: bool = False,
+    live: bool = False,
 ) -> dict[str, Any]:
     """Drive a server and sum up.
 
@@ -69,18 +79,25 @@ async def measure(
     [median, sigma, low, high]. load: {"rate": R}, {"clients": N}, or {"burst": size, "every": S}.
     warm_up: seconds of the same load before those that count. grace: seconds after those that
     count when what is still under way is cut off. outcomes: also return each outcome, as a dict.
+    live: show on stderr how far it is.
+
+    The result is that of `summary`, and "wrong_lengths": [asked, got] of each text, also of the
+    warm-up, that went well but has not as many tokens as were asked for.
     """
     length = warm_up + seconds
-    results = await drive(
-        make_api(target),
-        Traffic(make_mix(mix)),
-        load,
-        length,
-        timeout=timeout,
-        end=length + grace,
-    )
+    progress = Progress()
+    async with live_line(progress) if live else contextlib.nullcontext():
+        results = await drive(
+            make_api(target),
+            Traffic(make_mix(mix)),
+            load,
+            length,
+            timeout=timeout,
+            end=length + grace,
+            progress=progress,
+        )
     results = [outcome.later_by(warm_up) for outcome in results]
-    figures = summary(results, seconds)
+    figures = summary(results, seconds) | {"wrong_lengths": wrong_lengths(results)}
     return figures | ({"outcomes": [asdict(one) for one in results]} if outcomes else {})
 
 

@@ -87,9 +87,9 @@ def test_a_seed_gives_the_same_text(server: str) -> None:
 
 def test_the_command_line(server: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     """It asks the server for its models, and loads those that are cold."""
-    file = tmp_path / "figures.json"
+    file = tmp_path / "new folder" / "figures.json"
     arguments = ["--url", server, "--rate", "20", "--duration", "1", "--json", str(file)]
-    assert main(arguments) == 0
+    assert main([*arguments, "--header", "X-Secret: secret"]) == 0
     shown = capsys.readouterr()
     assert "3 models, Zipf 1" in shown.err
     assert "time to first token" in shown.out
@@ -97,6 +97,56 @@ def test_the_command_line(server: str, capsys: pytest.CaptureFixture[str], tmp_p
     results = json.loads(file.read_text())
     assert results["figures"]["ok"] > 0
     assert not results["interrupted"]
+    assert results["header"]["versions"]
+    assert results["header"]["commit"]
+    assert "--rate 20" in results["header"]["command"]
+    assert "secret" not in file.read_text()
+
+
+@pytest.mark.parametrize("place", [".", "file/figures.json"])
+def test_a_file_that_cannot_be_written_is_refused_before_the_test(
+    place: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    url = f"http://127.0.0.1:{servers.free_port()}"
+    assert main(["--url", url, "--json", str(tmp_path / place)]) == 2
+    assert "The results cannot be written to" in capsys.readouterr().err
+
+
+def test_results_are_shown_if_their_file_is_lost_meanwhile(
+    server: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("benchmarks.common.results.save", full)
+    arguments = ["--url", server, "--duration", "0.5", "--json", str(tmp_path / "f.json")]
+    assert main(arguments) == 0
+    shown = capsys.readouterr()
+    assert "No space left" in shown.err
+    assert '"figures": {' in shown.out
+
+
+def test_fields_for_every_body_reach_the_server(
+    server: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--url", server, "--extra-body", '{"no_such_field": 1}']) == 2
+    assert "no_such_field" in capsys.readouterr().err
+
+
+def test_a_live_line_from_the_clients_process(
+    server: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("benchmarks.load.live._LOG_SECONDS", 0.2)
+    load = {"rate": 10.0}
+    figures = Clients().run(
+        target={"server": server}, mix={"models": MODELS}, load=load, seconds=1.0, live=True
+    )
+    assert " in flight, " in capsys.readouterr().err
+    assert figures["wall_seconds"] >= 0.9
 
 
 @pytest.mark.parametrize(
@@ -230,6 +280,89 @@ def test_the_servers_to_compare_with_speak_it_too() -> None:
             assert figures["codes"] == {"ok": figures["requests"]}
             assert figures["output_tokens"] == 6
             assert (figures["ttft_ms"] is not None) == stream
+
+
+SAMPLE = ROOT / "samples" / MODELS[0]
+#: Prompts and numbers of tokens: longer and shorter ones in both, and one of a single token.
+MIXED = [("the", 5), ("the people of the time and that", 12), ("the people", 3), ("the one", 30)]
+
+
+async def _pieces(model: Any, wish: Any) -> list[str]:
+    return [piece async for piece in model.generate(wish)]
+
+
+def _wish(prompt: str, tokens: int) -> Any:
+    from benchmarks.load.peers import wire
+
+    return wire.Wish(prompt, max_tokens=tokens, min_tokens=tokens, seed=1)
+
+
+@pytest.fixture(scope="module")
+def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sample model as CTranslate2 has it."""
+    pytest.importorskip("ctranslate2")
+    from ctranslate2.converters import TransformersConverter
+
+    folder = tmp_path_factory.mktemp("ct2") / "model"
+    TransformersConverter(str(SAMPLE)).convert(str(folder))
+    return folder
+
+
+@pytest.mark.parametrize("prompts", [MIXED, MIXED[1:]], ids=["one token", "more"])
+def test_ctranslate2_gives_each_text_of_a_batch_its_own_length(
+    converted: Path, prompts: list[tuple[str, int]]
+) -> None:
+    """And no token of a prompt, though CTranslate2 tells of some of them."""
+    from benchmarks.load.peers.fastapi_ctranslate2 import CTranslate2
+
+    wishes = [_wish(*each) for each in prompts]
+
+    async def together() -> list[list[str]]:
+        model = CTranslate2(converted, SAMPLE, threads=1)
+        return await asyncio.gather(*(_pieces(model, wish) for wish in wishes))
+
+    texts = asyncio.run(together())
+    assert [len(pieces) for pieces in texts] == [tokens for _, tokens in prompts]
+    assert [wish.tokens for wish in wishes] == [tokens for _, tokens in prompts]
+    for (prompt, _), pieces in zip(prompts, texts, strict=True):
+        words = prompt.split()[1:]
+        assert not words or "".join(pieces).split()[: len(words)] != words
+
+
+def test_transformers_stops_when_its_client_leaves() -> None:
+    pytest.importorskip("fastapi")
+    from benchmarks.load.peers.fastapi_transformers import Transformers
+
+    endless, waiting, last = _wish("the", 900), _wish("the", 900), _wish("the", 5)
+
+    async def leave(model: Any) -> tuple[float, list[str]]:
+        pieces = model.generate(endless)
+        await anext(pieces)
+        queued = asyncio.create_task(_pieces(model, waiting))
+        await asyncio.sleep(0)
+        queued.cancel()
+        await pieces.aclose()
+        begin = time.monotonic()
+        text = await _pieces(model, last)
+        return time.monotonic() - begin, text
+
+    seconds, text = asyncio.run(leave(Transformers(SAMPLE, threads=1)))
+    assert "".join(text)
+    assert last.tokens == 5
+    assert endless.tokens < 900
+    assert waiting.tokens == 0
+    assert seconds < 1
+
+
+def test_transformers_that_fails_does_not_let_its_client_wait() -> None:
+    pytest.importorskip("fastapi")
+    from benchmarks.load.peers.fastapi_transformers import Transformers
+
+    async def ask() -> None:
+        await asyncio.wait_for(_pieces(Transformers(SAMPLE, threads=1), _wish("the", 0)), 20)
+
+    with pytest.raises(ValueError, match="max_new_tokens"):
+        asyncio.run(ask())
 
 
 # Servers that misbehave.

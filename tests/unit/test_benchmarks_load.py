@@ -3,24 +3,32 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import copy
 import itertools
+import json
 import subprocess
 import sys
+from collections import Counter
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self, cast
 
 import numpy as np
 import pytest
 
 from benchmarks.common.model import ROOT
-from benchmarks.load import live, options, report, text
+from benchmarks.common.servers import ServerFailed
+from benchmarks.common.worker import WorkerFailed
+from benchmarks.load import comparison, idle, live, options, report, systems, text
+from benchmarks.load.__main__ import main
 from benchmarks.load.apis import Answer, Completions, Generate
 from benchmarks.load.deployment import advice
+from benchmarks.load.idle import NeverIdle
 from benchmarks.load.outcome import Outcome, Progress
 from benchmarks.load.rounds import paired, sustained
 from benchmarks.load.search import Search, is_sustained, rate_of, step_of
-from benchmarks.load.summary import fell_behind, summary
+from benchmarks.load.summary import fell_behind, summary, wrong_lengths
 from benchmarks.load.traffic import (
     TWEET_OUTPUTS,
     WORDS,
@@ -120,13 +128,23 @@ class TestApis:
             "prompt": "the people",
             "max_new_tokens": 10,
             "seed": 7,
+            "do_sample": True,
+            "temperature": 1.0,
+            "top_k": 50,
             "stream": False,
         }
         assert Generate("http://h", exact=True).body(ASK)["min_new_tokens"] == 10
         body = Completions("http://h", exact=True).body(ASK)
         assert body["stream_options"] == {"include_usage": True}
         assert (body["min_tokens"], body["ignore_eos"]) == (10, True)
+        assert body["temperature"] == 1.0
         assert "stream_options" not in Completions("http://h", stream=False).body(ASK)
+
+    @pytest.mark.parametrize("api", [Generate, Completions])
+    def test_more_can_be_put_into_bodies(self, api: type[Generate] | type[Completions]) -> None:
+        body = api("http://h", extra_body={"top_k": 7, "temperature": 0.5}).body(ASK)
+        assert (body["top_k"], body["temperature"]) == (7, 0.5)
+        assert body["prompt"] == "the people"
 
     def test_a_worker_makes_them_from_json(self) -> None:
         api = make_api({"server": "http://h", "api": "completions", "stream": False})
@@ -176,6 +194,10 @@ class TestSummary:
         assert figures["end_to_end_ms"]["p50"] == pytest.approx(5000)
         assert figures["requests_per_second"] == pytest.approx(0.15)
         assert figures["tokens_per_second"] == pytest.approx(1.5)
+
+    def test_texts_that_are_not_as_long_as_asked(self) -> None:
+        failed = outcome(code="timeout", tokens=3)
+        assert wrong_lengths([outcome(), outcome(tokens=9), failed]) == [(10, 9)]
 
     def test_cold_starts_where_the_server_tells(self) -> None:
         assert summary([outcome()], 10)["cold"] is None
@@ -272,6 +294,9 @@ class TestOptions:
             ["--header", "no colon"],
             ["--duration", "nan"],
             ["--url", "localhost:8000"],
+            ["--extra-body", "{oops"],
+            ["--extra-body", "[1]"],
+            ["--rat", "1"],
         ],
     )
     def test_what_cannot_be(self, wrong: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -292,6 +317,17 @@ class TestOptions:
         assert api.headers(ASK) == {"Authorization": "Bearer secret", "x": "me/m"}
         monkeypatch.setenv(options.API_KEY_VARIABLE, "other")
         assert options.api_of(self.parse()).headers(ASK) == {"Authorization": "Bearer other"}
+
+    def test_fields_for_every_body(self) -> None:
+        api = options.api_of(self.parse("--extra-body", '{"top_k": 7}'))
+        assert api.body(ASK)["top_k"] == 7
+        assert "--extra-body '{" in options.parser("").format_help()
+
+    def test_results_keep_no_secrets(self) -> None:
+        given = ["--api-key", "k1", "--api-key=k2", "--header", "A: k3", "--header=B:k4"]
+        kept = ["--api-key", "***", "--api-key=***", "--header", "A: ***", "--header=B: ***"]
+        rest = ["--rate", "2", "--api-key-file", "path"]
+        assert options.without_secrets([*given, *rest]) == [*kept, *rest]
 
     def test_models_from_a_file_or_a_list(self, tmp_path: Path) -> None:
         file = tmp_path / "models"
@@ -335,6 +371,8 @@ class TestText:
             "first token p50 100 p99 100 ms"
         )
         assert live.line(Progress(), 1.0).endswith("0 tokens/s")
+        progress.outcomes.append(outcome(code="unfinished"))  # at the end; it did not fail
+        assert "0 in flight, 2 done, 1 failed" in live.line(progress, 2.0)
 
     def test_advice(self) -> None:
         assert "server run" in advice("connect")
@@ -344,7 +382,7 @@ class TestText:
 
 def entry(system: str, kind: str, number: int, rate: float, **changes: Any) -> dict[str, Any]:
     figures = summary([outcome(prompt_tokens=5)], 10) | {"cpu_seconds": 1.0, "others": 0.01}
-    figures |= {"requests_per_second": rate, "requests": 120}
+    figures |= {"requests_per_second": rate, "requests": 120, "wall_seconds": 20.0}
     place = {"system": system, "kind": kind, "round": number}
     if kind == "open":
         place |= {"step": step_of(rate), "rate": rate, "sustained": True}
@@ -378,7 +416,166 @@ def results() -> dict[str, Any]:
         "versions": {"gpt2serve": "1"},
     }
     plan = {"clients": 16, "burst": 16, "rounds": 3, "least": 4.0, "most": 8.0, "warm_up": 1.5}
-    return {"header": header, "plan": plan, "systems": [OURS, THEIRS], "load": entries}
+    names = [OURS, THEIRS]
+    return {"header": header, "plan": plan, "systems": names, "failed": {}, "load": entries}
+
+
+class FakeServer:
+    """Nothing runs; it notes that it was killed."""
+
+    url, pid = "http://127.0.0.1:9", 2**30
+
+    def __init__(self) -> None:
+        self.killed = False
+
+    def kill(self) -> None:
+        self.killed = True
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+@dataclass
+class FakeSystem:
+    """fails: raised when it starts."""
+
+    name: str
+    api: str = "generate"
+    format: str = ""
+    missing: tuple[str, ...] = ()
+    fails: Exception | None = None
+    server: FakeServer = field(default_factory=FakeServer)
+
+    def start(self, *_: object) -> FakeServer:
+        if self.fails is not None:
+            raise self.fails
+        self.server.url = f"http://{self.name}"
+        return self.server
+
+
+class Script:
+    """What the clients of each server answer: always fine, until `trouble` is due there."""
+
+    def __init__(self, trouble: dict[str, tuple[int, Any]]) -> None:
+        self._trouble = trouble
+        self._calls: Counter[str] = Counter()
+
+    def call(self, _: str, *, target: dict[str, Any], load: Any, **__: Any) -> dict[str, Any]:
+        name = target["server"].removeprefix("http://")
+        self._calls[name] += 1
+        at, what = self._trouble.get(name, (0, None))
+        if self._calls[name] == at and isinstance(what, BaseException):
+            raise what
+        figures = summary([outcome()] * 10, 10) | {"cpu_seconds": 1.0, "wall_seconds": 20.0}
+        figures |= {"wrong_lengths": [], "requests_per_second": load.get("rate", 8.0)}
+        return figures | (what if self._calls[name] == at else {})
+
+    pid = 2**30
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+def scripted(monkeypatch: pytest.MonkeyPatch, **trouble: tuple[int, Any]) -> None:
+    """trouble: by name of the server: at which measurement what happens."""
+    script = Script(trouble)
+    monkeypatch.setattr(comparison, "Worker", lambda *_: script)
+    monkeypatch.setattr(comparison.model, "prepare", lambda *_: comparison.model.assets_in(Path()))
+    monkeypatch.setattr(comparison.measuring, "SETTLE_SECONDS", 0)
+    monkeypatch.setattr(comparison.idle, "wait", lambda _: None)
+
+
+class TestComparison:
+    def run(self, *systems: FakeSystem) -> dict[str, Any]:
+        results: dict[str, Any] = {}
+        plan = comparison.Plan(rounds=2)
+        comparison.run(results, cast(Any, systems), plan, threads=1, cache=Path())
+        return results
+
+    @pytest.mark.parametrize(
+        ("trouble", "reason"),
+        [
+            (WorkerFailed("Traceback\nValueError: no"), "ValueError: no"),
+            (BrokenPipeError("gone"), "gone"),
+            (
+                {"wrong_lengths": [[20, 18], [9, 8]]},
+                "2 texts were not as long as asked, one of them 18 tokens instead of 20.",
+            ),
+            ({"codes": {"connect": 10}}, "No request went well: 10 x connect."),
+            (NeverIdle("It still computed."), "It still computed."),
+        ],
+    )
+    def test_one_that_fails_loses_only_its_own(
+        self, trouble: Any, reason: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """In the second round, when there are figures of the first."""
+        scripted(monkeypatch, bad=(8, trouble))
+        bad = FakeSystem("bad")
+        results = self.run(bad, FakeSystem("good"))
+        assert results["failed"] == {"bad": reason}
+        assert {entry["system"] for entry in results["load"]} == {"good"}
+        assert {entry["round"] for entry in results["load"]} == {0, 1}
+        assert bad.server.killed
+
+    def test_one_that_does_not_start(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        scripted(monkeypatch)
+        bad = FakeSystem("bad", fails=ServerFailed("It ended with status 1: no"))
+        results = self.run(bad, FakeSystem("good"))
+        assert results["failed"] == {"bad": "It ended with status 1: no"}
+        assert {entry["system"] for entry in results["load"]} == {"good"}
+
+    def test_who_only_was_too_slow_did_not_fail(self) -> None:
+        comparison.check({"requests": 3, "codes": {"unfinished": 3}, "wrong_lengths": []})
+        comparison.check({"requests": 0, "codes": {}, "wrong_lengths": []})
+
+    @pytest.mark.parametrize("quick", [["--quick"], []])
+    def test_ctrl_c_keeps_what_was_measured(
+        self, quick: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        scripted(monkeypatch, one=(4, KeyboardInterrupt()))
+        for name in ("SYSTEMS", "QUICK"):
+            monkeypatch.setattr(systems, name, (FakeSystem("one"),))
+        file = tmp_path / "load.json"
+        assert main([*quick, "--output", str(file)]) == 130
+        kept = json.loads(file.with_suffix(".incomplete.json").read_text())
+        assert [entry["kind"] for entry in kept["load"]] == ["closed", "burst", "open"]
+        assert kept["incomplete"] == "KeyboardInterrupt"
+        assert kept["header"]["command"].startswith("python -m benchmarks.load")
+        assert not file.exists()
+
+    def test_a_failure_shows_in_the_exit_status(
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        tmp_path: Path,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        scripted(monkeypatch, bad=(1, WorkerFailed("no")))
+        monkeypatch.setattr(systems, "QUICK", (FakeSystem("good"), FakeSystem("bad")))
+        assert main(["--quick", "--output", str(tmp_path / "load.json")]) == 1
+        shown = capsys.readouterr()
+        assert "bad FAILED" in shown.err
+        assert "**Failed, and left out:** bad (no)." in shown.out
+
+
+class TestIdle:
+    @pytest.mark.parametrize(("code", "busy"), [("while True: pass", True), ("input()", False)])
+    def test_by_what_it_computes(self, code: str, busy: bool) -> None:
+        command = [sys.executable, "-c", f"print('up', flush=True)\n{code}"]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+            assert process.stdout is not None
+            process.stdout.readline()
+            with pytest.raises(NeverIdle) if busy else contextlib.nullcontext():
+                idle.wait(process.pid, patience=0.3)
+            process.kill()
+
+    def test_nobody_is_idle(self) -> None:
+        idle.wait(2**30)
 
 
 class TestReport:
@@ -413,6 +610,36 @@ class TestReport:
         shown = report.markdown(results)
         assert "In 1 of 18 points they sent late" in shown
         assert "in 1 of 30 measurements" in shown
+
+    def test_every_load_has_all_percentiles_and_errors(self, results: dict[str, Any]) -> None:
+        row = next(line for line in report.markdown(results).splitlines() if "| 32.00" in line)
+        cells = [cell.strip() for cell in row.split("|")[1:-1]]
+        same = "{0} / {0} / {0} / {0}".format
+        times = [same("100"), same("100.0"), same("1000")]
+        assert cells == ["32.00", "32.00", "1", "0 of 3", *times, "none"]
+        for one in results["load"]:
+            if one["system"] == OURS and one.get("rate") == 32.0:
+                one["codes"] = {"ok": 10, "429": 2, "unfinished": 1}
+        assert "| 6 429, 3 unfinished |" in report.markdown(results)
+
+    def test_the_share_of_a_core_is_of_all_the_time(self, results: dict[str, Any]) -> None:
+        """The clients' second of work was not done in the 10 s alone that count."""
+        assert "at most 5% of one core" in report.markdown(results)
+
+    def test_what_failed_is_named_and_left_out(self, results: dict[str, Any]) -> None:
+        results["failed"] = {THEIRS: "It fell over."}
+        results["load"] = [one for one in results["load"] if one["system"] == OURS]
+        shown = report.markdown(results)
+        assert f"**Failed, and left out:** {THEIRS} (It fell over.)." in shown
+        assert f"| {THEIRS}" not in shown
+        (legend,) = report.plots(results)["latency"].legends
+        assert len(legend.get_texts()) == 1
+
+    def test_everything_failed(self, results: dict[str, Any]) -> None:
+        results |= {"failed": {OURS: "a", THEIRS: "b"}, "load": []}
+        shown = report.markdown(results)
+        assert f"{OURS} (a); {THEIRS} (b)" in shown
+        assert "nan" not in shown
 
     def test_empty_cells(self, results: dict[str, Any]) -> None:
         """A server that answered nothing has no latencies."""
