@@ -23,10 +23,3 @@ def resident(process: int) -> int:
 
     parent = psutil.Process(process)
     return sum(one.memory_info().rss for one in (parent, *parent.children(recursive=True)))
-
-
-def family(process: int) -> list[int]:
-    """The ids of a process and those that it started."""
-    import psutil
-
-    return [process, *(one.pid for one in psutil.Process(process).children(recursive=True))]

@@ -8,6 +8,7 @@ from itertools import repeat
 from pathlib import Path
 
 from benchmarks.coldstart import store
+from benchmarks.coldstart.failing import noting
 from benchmarks.coldstart.names import CHECKED, HTTP
 from benchmarks.coldstart.page_cache import files_in
 from benchmarks.coldstart.subjects import ColdEngine, ColdPeer, ColdServer, Prompt, Subject
@@ -20,37 +21,54 @@ from benchmarks.peers import ENGINE_INT8, System
 class Opener:
     """What it starts ends with `stack`. Stores and logs go to `folder`.
 
-    new_models: how many there must be for loads of models that are new to the engine.
+    new_models: how many there must be for loads of models that are new to the engine. failed: for
+    what cannot be started, and why.
     """
 
     def __init__(
-        self, stack: ExitStack, assets: Assets, folder: Path, threads: int, new_models: int
+        self,
+        stack: ExitStack,
+        assets: Assets,
+        folder: Path,
+        threads: int,
+        *,
+        new_models: int,
+        failed: dict[str, str],
     ) -> None:
         self._stack = stack
         self._assets = assets
         self._folder = folder
         self._threads = threads
         self._new_models = new_models
+        self._failed = failed
 
     def open(self, system: System, prompt: Prompt) -> Iterator[Subject]:
-        """The system, and its variants."""
-        if system.package == "gpt2serve":
-            yield from self._engine(system, prompt)
-        else:
-            yield self._peer(system, prompt)
+        """The system, and its variants, without those that fail."""
+        with noting(self._failed, system.name):
+            if system.package == "gpt2serve":
+                yield from self._engine(system, prompt)
+            else:
+                yield self._peer(system, prompt)
 
     def _engine(self, system: System, prompt: Prompt) -> Iterator[Subject]:
         precision = system.precision
         folder = self._folder / f"store-{precision}"
-        usual, *new = store.large_ids(1 + self._new_models)
-        budget = store.build(self._assets, folder, precision, [usual, *new])
-        files = files_in(self._assets.store / self._assets.model / f"cpu-{precision}")
-        options = {"store": str(folder), "budget": budget, "precision": precision}
-        worker = self._worker("engine:Engine", **options)
-        yield ColdEngine(system.name, files, worker, repeat(usual), prompt)
+        # What is replaced for the engine's cold start must not be new to the server.
+        usual, served, *new = store.large_ids(2 + self._new_models)
+        budget = store.build(self._assets, folder, precision, [usual, served, *new])
+
+        def files_of(model: str) -> list[Path]:
+            return files_in(folder / model / f"cpu-{precision}")
+
+        worker = self._worker(
+            "engine:Engine", store=str(folder), budget=budget, precision=precision
+        )
+        yield ColdEngine(system.name, files_of, worker, repeat(usual), prompt)
         if system.name == ENGINE_INT8:
-            yield ColdEngine(CHECKED, files, worker, iter(new), prompt)
-            yield ColdServer(HTTP, files, self._server(folder, precision, budget), usual, prompt)
+            yield ColdEngine(CHECKED, files_of, worker, iter(new), prompt)
+            with noting(self._failed, HTTP):
+                server = self._server(folder, precision, budget)
+                yield ColdServer(HTTP, files_of(served), server, served, prompt)
 
     def _server(self, folder: Path, precision: str, budget: int) -> servers.Server:
         server = servers.gpt2serve(

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-_PIECE = 1024 * 1024
+#: Bytes that are read at a time.
+PIECE = 1024 * 1024
 #: Seconds in which dropped pages must be gone.
 _PATIENCE = 1.0
 _POLL_SECONDS = 0.02
@@ -62,7 +63,7 @@ def drop(files: Sequence[Path]) -> None:
 
     The whole page cache goes if that is what it takes and is allowed. Raises `NotDropped`.
     """
-    for ask in (_drop_files, _drop_everything):
+    for ask in (ask_to_drop, _drop_everything):
         ask(files)
         deadline = time.monotonic() + _PATIENCE
         while time.monotonic() < deadline:
@@ -76,7 +77,8 @@ def drop(files: Sequence[Path]) -> None:
     )
 
 
-def _drop_files(files: Iterable[Path]) -> None:
+def ask_to_drop(files: Iterable[Path]) -> None:
+    """Without looking whether it helped."""
     for file in files:
         with file.open("rb") as stream:
             os.fsync(stream.fileno())  # pages that are not on the disk yet would stay
@@ -93,7 +95,7 @@ def _drop_everything(files: Iterable[Path]) -> None:
 
 def read(files: Iterable[Path]) -> float:
     """Seconds that it takes to read them from beginning to end, as the file system reads ahead."""
-    buffer = bytearray(_PIECE)
+    buffer = bytearray(PIECE)
     begin = time.perf_counter()
     for file in files:
         with file.open("rb", buffering=0) as stream:

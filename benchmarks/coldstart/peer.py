@@ -17,12 +17,15 @@ class Cold:
 
     def start(self, assets: dict[str, Any], prompt: dict[str, Any], tokens: int) -> dict[str, Any]:
         """Seconds to the "first" token and until "done", and the "phases" of the first."""
-        load = self._peer.load(assets)["seconds"]
+        parts: dict[str, float] = self._peer.load(assets)
+        load = parts.pop("seconds")
         made = self._peer.generate([prompt], tokens)
+        # "load" is what the peer tells no more of, which may be all.
+        phases = {**parts, "load": load - sum(parts.values()), "prefill": made["first_seconds"]}
         return {
             "first": load + made["first_seconds"],
             "done": load + made["seconds"],
-            "phases": {"load": load, "prefill": made["first_seconds"]},
+            "phases": phases,
         }
 
     def stop(self) -> None:

@@ -10,7 +10,7 @@ Span = tuple[str, float, float]
 
 REST = "rest"
 #: In the order in which they come. Where two phases overlap, the time is the earlier one's.
-PHASES = ("check", "session", "warm-up", "load", "prefill", REST)
+PHASES = ("check", "session", "warm-up", "model", "context", "load", "prefill", REST)
 
 
 def split(spans: Sequence[Span], begin: float, end: float) -> dict[str, float]:

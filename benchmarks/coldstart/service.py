@@ -6,6 +6,7 @@ import http.client
 import json
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -52,18 +53,18 @@ def generate(url: str, model: str, prompt: str, tokens: int) -> dict[str, Any]:
 
 def _post(url: str, body: str) -> Sequence[tuple[float, bytes]]:
     """Each event of the stream and when it was there."""
-    connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=_PATIENCE)
-    connection.request("POST", "/generate", body, {"Content-Type": "application/json"})
-    response = connection.getresponse()
-    if response.status != 200:
-        raise RuntimeError(f"{response.status}: {response.read().decode()}")
-    frames = []
-    while (line := response.readline()) != b"data: [DONE]\n":
-        if not line:
-            raise RuntimeError(f"The stream broke off after {frames[-1:]}")
-        if line.startswith(b"data: "):
-            frames.append((time.perf_counter(), line.removeprefix(b"data: ")))
-    connection.close()
+    headers = {"Content-Type": "application/json"}
+    frames: list[tuple[float, bytes]] = []
+    with closing(http.client.HTTPConnection(urlsplit(url).netloc, timeout=_PATIENCE)) as connection:
+        connection.request("POST", "/generate", body, headers)
+        response = connection.getresponse()
+        if response.status != 200:
+            raise RuntimeError(f"{response.status}: {response.read().decode()}")
+        while (line := response.readline()) != b"data: [DONE]\n":
+            if not line:
+                raise RuntimeError(f"The stream broke off after {frames[-1:]}")
+            if line.startswith(b"data: "):
+                frames.append((time.perf_counter(), line.removeprefix(b"data: ")))
     return frames
 
 

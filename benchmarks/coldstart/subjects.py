@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,10 +20,12 @@ Prompt = dict[str, Any]
 
 class Subject(Protocol):
     name: str
-    #: What lies on the disk, all of which may be read.
-    files: list[Path]
     #: Of its main process.
     pid: int
+
+    @property
+    def files(self) -> list[Path]:
+        """What lies on the disk of the model that runs, or starts next; all may be read."""
 
     def start(self) -> dict[str, Any]:
         """Load the model and generate: seconds to the "first" token, until "done", "phases"."""
@@ -33,19 +35,28 @@ class Subject(Protocol):
 
 
 class ColdEngine:
-    """The engine, without HTTP. models: the ids to load in turn."""
+    """The engine, without HTTP. models: the ids to load in turn; one more than are started."""
 
     def __init__(
-        self, name: str, files: list[Path], worker: Worker, models: Iterator[str], prompt: Prompt
+        self,
+        name: str,
+        files_of: Callable[[str], list[Path]],
+        worker: Worker,
+        models: Iterator[str],
+        prompt: Prompt,
     ) -> None:
-        self.name, self.files, self.pid = name, files, worker.pid
+        self.name, self.pid = name, worker.pid
+        self._files_of = files_of
         self._worker = worker
         self._models = models
         self._prompt: str = prompt["text"]
-        self._model = ""
+        self._model = next(models)
+
+    @property
+    def files(self) -> list[Path]:
+        return self._files_of(self._model)
 
     def start(self) -> dict[str, Any]:
-        self._model = next(self._models)
         result: dict[str, Any] = self._worker.call(
             "start", model=self._model, prompt=self._prompt, tokens=TOKENS
         )
@@ -53,6 +64,7 @@ class ColdEngine:
 
     def stop(self) -> None:
         self._worker.call("stop", model=self._model)
+        self._model = next(self._models)
 
 
 class ColdServer:
