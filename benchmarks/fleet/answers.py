@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import multiprocessing
-from collections.abc import Iterable
-from concurrent.futures import ProcessPoolExecutor
+import signal
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,53 +19,74 @@ from benchmarks.fleet.times import ServerTimes
 
 #: What is varied around the wishes, with that many models.
 SWEEP_MODELS = 100_000
-RATE_FACTORS = (0.2, 0.5, 1.0, 2.0, 4.0)
-CACHE_FACTORS = (0.5, 1, 2, 4, 8)
+RATE_FACTORS = (0.2, 1.0, 4.0)
+CACHE_FACTORS = (0.5, 1, 2, 8)
 BALANCES = (1.1, 1.25, 1.5, 2.0, None)
-#: Those whose loss of a replica is looked at.
-LOSS_ROUTINGS = ("hash", "least requests")
 
 
 @dataclass(frozen=True)
 class Wishes:
-    """rate: requests a second. bound: seconds, p99 of the time to the first token."""
+    """rate: requests a second. bound: seconds, p99 of the time to the first token.
+
+    uptime_hours: for how long each replica has run.
+    """
 
     rate: float
     bound: float
     cache_bytes: int
     zipf: float
+    uptime_hours: float
+
+
+@dataclass(frozen=True)
+class Effort:
+    """requests: of each simulation. seeds: of the answers by models; sweeps have one."""
+
+    requests: int
+    seeds: int
 
 
 class Answers:
-    """requests: of each simulation."""
-
-    def __init__(self, times: ServerTimes, wishes: Wishes, requests: int, processes: int) -> None:
+    def __init__(self, times: ServerTimes, wishes: Wishes, effort: Effort, processes: int) -> None:
         self._times, self._wishes = times, wishes
-        self._requests, self._processes = requests, processes
+        self._effort, self._processes = effort, processes
 
-    def all(self, models: Iterable[int], plan: LossPlan, *, sweeps: bool) -> dict[str, Any]:
-        """Lists of figures by question. `plan.models` must be one of `models`."""
+    def all(
+        self, told: dict[str, Any], models: Iterable[int], plan: LossPlan, *, sweeps: bool
+    ) -> None:
+        """Put lists of figures by question into `told`, as they are made.
+
+        `plan.models` must be one of `models`.
+        """
         asked = {"models": self._by_models(models)}
         if sweeps:
             asked |= self._sweeps()
-        cases = list(dict.fromkeys(itertools.chain(*asked.values())))
-        # Not forked: threads may be running here.
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(self._processes, mp_context=context) as pool:
-            futures = [
-                pool.submit(_needed, case, self._times, self._wishes.bound) for case in cases
-            ]
-            needed = {case: future.result() for case, future in zip(cases, futures, strict=True)}
+        cases = dict.fromkeys(itertools.chain(*asked.values()))
+        with processes(self._processes) as pool:
+            seeds = dict.fromkeys(cases, 1) | dict.fromkeys(asked["models"], self._effort.seeds)
+            needed = {
+                case: pool.submit(_needed, case, self._times, self._wishes.bound, seeds[case])
+                for case in cases
+            }
+            for question in asked:
+                _fill(told, question, [needed[case] for case in asked[question]])
+            lost = [self._case(plan.models, routing) for routing in ROUTINGS]
             losses = [
-                pool.submit(_loss, case, needed[case], self._times, plan)
-                for case in (self._case(plan.models, routing) for routing in LOSS_ROUTINGS)
+                pool.submit(_loss, case, needed[case].result(), self._times, plan) for case in lost
             ]
-            told = {question: [needed[case] for case in asked[question]] for question in asked}
-            return told | {"loss": [future.result() for future in losses]}
+            _fill(told, "loss", losses)
 
     def _case(self, models: int, routing: str = "hash", **changes: Any) -> Case:
         wishes = self._wishes
-        usual = Case(models, wishes.rate, routing, wishes.cache_bytes, wishes.zipf, self._requests)
+        usual = Case(
+            models,
+            wishes.rate,
+            routing,
+            wishes.cache_bytes,
+            wishes.zipf,
+            self._effort.requests,
+            uptime=3600 * wishes.uptime_hours,
+        )
         return replace(usual, **changes)
 
     def _by_models(self, models: Iterable[int]) -> list[Case]:
@@ -86,8 +109,36 @@ class Answers:
         }
 
 
-def _needed(case: Case, times: ServerTimes, bound: float) -> dict[str, Any]:
-    told = questions.replicas_needed(case, times, bound)
+@contextlib.contextmanager
+def processes(count: int) -> Iterator[ProcessPoolExecutor]:
+    """If what is inside ends early, by Ctrl-C too, they end at once and nobody waits for them."""
+    # Not forked: threads may be running here.
+    pool = ProcessPoolExecutor(
+        count,
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=signal.signal,
+        initargs=(signal.SIGINT, signal.SIG_IGN),
+    )
+    others = multiprocessing.active_children()
+    try:
+        yield pool
+    except BaseException:
+        for process in multiprocessing.active_children():
+            if process not in others:
+                process.terminate()
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _fill(told: dict[str, Any], question: str, futures: Iterable[Future[dict[str, Any]]]) -> None:
+    told[question] = []
+    for future in futures:
+        told[question].append(future.result())
+
+
+def _needed(case: Case, times: ServerTimes, bound: float, seeds: int) -> dict[str, Any]:
+    told = questions.replicas_needed(case, times, bound, seeds)
     say(
         f"{case.models:,} models, {case.rate:g}/s, {case.routing}, "
         f"cache {case.cache_bytes / 2**30:g} GiB: {told['replicas'] or 'no'} replicas"

@@ -13,13 +13,13 @@ import re
 import statistics
 import time
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from benchmarks.common.measuring import say
+from benchmarks.common.measuring import say, undisturbed
 from benchmarks.common.prompts import prompts
 from benchmarks.fleet.times import Curve, ServerTimes
 
@@ -30,18 +30,24 @@ _TIMEOUT = 120.0
 #: Begins the event with which a stream ends.
 _USAGE = b'data: {"usage"'
 
+_T = TypeVar("_T")
+
 
 @dataclass(frozen=True)
 class Effort:
-    """How often everything is done. tokens: of a sequence whose decoding is measured."""
+    """How often everything is done. tokens: of a sequence whose decoding is measured.
+
+    tries: how often a measurement is made that other work disturbs.
+    """
 
     repeats: int
     loads: int
     tokens: int
     storm_tokens: int
+    tries: int = 1
 
 
-FULL = Effort(repeats=5, loads=40, tokens=24, storm_tokens=400)
+FULL = Effort(repeats=5, loads=40, tokens=24, storm_tokens=400, tries=2)
 QUICK = Effort(repeats=2, loads=12, tokens=12, storm_tokens=150)
 
 
@@ -91,11 +97,18 @@ def resident_memory(process: int) -> int:
 class Calibration:
     """models: more than the server's cache holds, none of which it has loaded yet.
 
-    process: id of the server's.
+    process: id of the server's, a child of this process. watched: an entry is added for each
+    measurement, with the share of the cores that other work took meanwhile.
     """
 
     def __init__(
-        self, url: str, process: int, checkpoint: Path, models: Sequence[str], effort: Effort
+        self,
+        url: str,
+        process: int,
+        checkpoint: Path,
+        models: Sequence[str],
+        effort: Effort,
+        watched: list[dict[str, Any]],
     ) -> None:
         self._probe = Probe(url)
         self._process = process
@@ -105,18 +118,22 @@ class Calibration:
         self._cold_models = len(colds)
         #: Each comes again when it has long been evicted.
         self._colds = itertools.cycle(colds)
-        self._effort = effort
+        self._effort, self._watched = effort, watched
         (prompt,) = prompts(checkpoint, 1, _PROMPT_TOKENS)
         self._prompt: str = prompt["text"]
 
     def times(self) -> ServerTimes:
         say(f"loads: {self._cold_models} models for the first time, {self._effort.loads} again")
-        first_load, load = self._loads()
+        first_load, load = self._watch("loads", self._loads, tries=1)
         model_bytes, resident_bytes = self._sizes()
         say("steps: decoding and prefill")
-        decode, prefill, overhead = self._decode(), self._prefill(), self._overhead()
+        tries = self._effort.tries
+        decode = self._watch("decode", self._decode, tries)
+        prefill = self._watch("prefill", self._prefill, tries)
+        overhead = self._watch("overhead", self._overhead, tries)
         say("steps beside loads")
-        step_slowdown, load_slowdown = self._storm(prefill)
+        storm = self._watch("steps beside loads", lambda: self._storm(prefill), tries)
+        step_slowdown, load_slowdown = storm
         return ServerTimes(
             decode=decode,
             prefill=prefill,
@@ -128,6 +145,14 @@ class Calibration:
             model_bytes=model_bytes,
             resident_bytes=resident_bytes,
         )
+
+    def _watch(self, what: str, measure: Callable[[], _T], tries: int) -> _T:
+        """What is loaded for the first time cannot be tried again."""
+        # The server is a child of this process, so it must not be named, and counted, again.
+        told = undisturbed(lambda: {"value": measure()}, [os.getpid()], tries)
+        self._watched.append({"what": what, "others": told["others"]})
+        value: _T = told["value"]
+        return value
 
     def _cold(self) -> float:
         """Seconds that a request waited for its model."""

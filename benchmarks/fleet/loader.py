@@ -17,7 +17,7 @@ class Loader:
     def __init__(self, times: ServerTimes) -> None:
         #: Whether the process had a model before the simulation began; hashes are checked once.
         self.was_here: Callable[[int], bool] = _never
-        self._known: set[str] = set()
+        self.known: set[str] = set()
         #: When the current load ends if nothing changes.
         self.end = NEVER
         self._times = times
@@ -38,7 +38,7 @@ class Loader:
     def finish(self, now: float) -> str:
         """The current load is done."""
         key = self._jobs.popleft()
-        self._known.add(key)
+        self.known.add(key)
         self.end = NEVER
         if self._jobs:
             self._begin(now)
@@ -56,7 +56,7 @@ class Loader:
 
     def _begin(self, now: float) -> None:
         key = self._jobs[0]
-        known = key in self._known or self.was_here(int(key))
+        known = key in self.known or self.was_here(int(key))
         self._left = self._times.load if known else self._times.first_load
         self._since = now
         self.end = now + self._left / self._speed

@@ -14,8 +14,8 @@ from benchmarks.fleet.replica import Settings
 from benchmarks.fleet.routing import BALANCE_FACTOR, Ring, router
 from benchmarks.fleet.simulation import LOST, Fleet, Loss, Outcome
 from benchmarks.fleet.times import ServerTimes
-from benchmarks.fleet.trace import Popularity, poisson
-from benchmarks.fleet.warm import contents
+from benchmarks.fleet.trace import poisson, popularity
+from benchmarks.fleet.warm import Past, contents
 
 #: The share of a simulation in which queues fill, and which does not count.
 WARM_UP = 0.1
@@ -31,6 +31,7 @@ class Case:
     """One fleet and its load. rate: requests a second of the whole fleet.
 
     balance: times the average that a replica may get, None for any; only for routing by hash.
+    uptime: seconds for which the replicas have had such requests.
     """
 
     models: int
@@ -41,6 +42,7 @@ class Case:
     requests: int
     seed: int = 0
     balance: float | None = BALANCE_FACTOR
+    uptime: float = 24 * 3600.0
 
     @property
     def seconds(self) -> float:
@@ -49,14 +51,15 @@ class Case:
 
 def simulate(case: Case, replicas: int, times: ServerTimes, loss: Loss | None = None) -> Outcome:
     """Caches are full from the beginning; queues are not."""
-    popularity = Popularity(case.models, case.zipf)
-    trace = poisson(popularity, case.rate, case.seconds, case.seed)
+    popular = popularity(case.models, case.zipf)
+    trace = poisson(popular, case.rate, case.seconds, case.seed)
     routes = router(case.routing, case.seed, case.balance)
     settings = Settings(cache_bytes=case.cache_bytes)
     fleet = Fleet(replicas, routes, times, settings, trace)
     places = case.cache_bytes // times.model_bytes
-    full = contents(popularity, routes, replicas, places, case.seed)
-    fleet.warm(full, Ring(range(replicas)).home if case.routing == "hash" else None)
+    homes = Ring(range(replicas)).home if case.routing == "hash" else None
+    past = Past(popular, case.rate * case.uptime, replicas, homes)
+    fleet.warm(contents(popular, routes, replicas, places, case.seed), past.had)
     return fleet.run(loss)
 
 
@@ -71,12 +74,25 @@ def steady(case: Case, replicas: int, times: ServerTimes) -> dict[str, Any]:
     }
 
 
-def replicas_needed(case: Case, times: ServerTimes, bound: float) -> dict[str, Any]:
+def replicas_needed(case: Case, times: ServerTimes, bound: float, seeds: int = 1) -> dict[str, Any]:
     """The fewest replicas whose p99 of the time to the first token is at most `bound` seconds.
 
     Returns the case, the figures with that many, and the events of all that were tried. If
     `_MOST` times the work are not enough, "replicas" is None, and the figures are with that many.
+    seeds: how often this is asked, with other requests each time. The one in the middle is
+    returned, and "by_seed" has the numbers of all.
     """
+    # None begins where another ended: that would make them more alike than they are.
+    answers = [
+        _needed_once(replace(case, seed=case.seed + number), times, bound)
+        for number in range(seeds)
+    ]
+    middle = sorted(answers, key=lambda one: one["replicas"] or math.inf)[len(answers) // 2]
+    sums = {name: sum(one[name] for one in answers) for name in ("tried", "all_events")}
+    return middle | sums | {"by_seed": [one["replicas"] for one in answers]}
+
+
+def _needed_once(case: Case, times: ServerTimes, bound: float) -> dict[str, Any]:
     tried: dict[int, dict[str, Any]] = {}
 
     def holds(replicas: int) -> bool:
@@ -126,13 +142,18 @@ def fewest(holds: Callable[[int], bool], guess: int, most: int) -> int | None:
 
 @dataclass(frozen=True)
 class LossPlan:
-    """Seconds, and how many runs are put together: one has too few requests for a p99."""
+    """Seconds, and how many runs are put together: one has too few requests for a p99.
+
+    detection, connect: see `simulation.Loss`.
+    """
 
     models: int = 10_000
     before: float = 60.0
     after: float = 90.0
     window: float = 5.0
     runs: int = 8
+    detection: float = 6.0
+    connect: float = 1.0
 
     def windows(self) -> Iterator[tuple[float, float]]:
         for number in range(round((self.before + self.after) / self.window)):
@@ -140,16 +161,31 @@ class LossPlan:
 
 
 def loss(case: Case, replicas: int, times: ServerTimes, plan: LossPlan) -> dict[str, Any]:
-    """One of `replicas` replicas is gone at once. Figures before, in the minute after, over time.
+    """One of `replicas` is gone. Figures before, until the router knows, a minute after, over time.
 
-    Times count from the loss.
+    Times count from the loss. "lost": answers that were broken. "again": requests that went to a
+    second replica. "p99_by_run": of before and after, to see how far runs are apart.
     """
-    requests = round(case.rate * (plan.before + plan.after))
-    outcomes = []
-    for seed in range(plan.runs):
-        one = replace(case, requests=requests, seed=case.seed + seed)
-        outcomes.append(simulate(one, replicas, times, Loss(seed % replicas, plan.before)))
+    outcomes = [
+        simulate(
+            replace(
+                case,
+                requests=round(case.rate * (plan.before + plan.after)),
+                seed=case.seed + seed,
+            ),
+            replicas,
+            times,
+            Loss(seed % replicas, plan.before, plan.detection, plan.connect),
+        )
+        for seed in range(plan.runs)
+    ]
     joined = _joined(outcomes)
+    known = plan.before + plan.detection
+    parts = {
+        "before": (plan.before / 2, plan.before),
+        "unnoticed": (plan.before, known),
+        "after": (known, known + 60.0),
+    }
     return {
         "routing": case.routing,
         "models": case.models,
@@ -157,10 +193,16 @@ def loss(case: Case, replicas: int, times: ServerTimes, plan: LossPlan) -> dict[
         "replicas": replicas,
         "requests": len(joined.due),
         "lost": sum(int(np.count_nonzero(outcome.codes == LOST)) for outcome in outcomes),
+        "again": sum(int(np.count_nonzero(outcome.again)) for outcome in outcomes),
         "runs": plan.runs,
+        "detection": plan.detection,
+        "connect": plan.connect,
         "moved": moved(replicas, case.models) if case.routing == "hash" else None,
-        "before": _short(joined.between(plan.before / 2, plan.before)),
-        "after": _short(joined.between(plan.before, plan.before + 60.0)),
+        **{name: _short(joined.between(*part)) for name, part in parts.items()},
+        "p99_by_run": {
+            name: [_short(_joined([one]).between(*part))["p99_ms"] for one in outcomes]
+            for name, part in parts.items()
+        },
         "windows": [
             {"from": begin - plan.before, **_short(joined.between(begin, end))}
             for begin, end in plan.windows()
@@ -176,7 +218,7 @@ def moved(replicas: int, models: int) -> dict[str, float]:
 
 
 def _joined(outcomes: list[Outcome]) -> Requests:
-    """Of all runs, without those requests that were lost with their replica."""
+    """Of all runs, without those whose answers were broken when their replica was lost."""
     parts = [(outcome.requests, outcome.codes != LOST) for outcome in outcomes]
     return Requests(
         due=np.concatenate([one.due[kept] for one, kept in parts]),

@@ -72,13 +72,14 @@ class Replica:
     def warm(self, models: Iterable[int], was_here: Callable[[int], bool]) -> None:
         """Put models into memory, the least recently used first.
 
-        was_here: whether this process has had a model before.
+        was_here: whether this process has had another model before.
         """
         self._loader.was_here = was_here
         for model in models:
             self.cache.acquire(str(model), self._times.model_bytes, 0.0)
             for started in self.cache.start_loads(0.0):
                 self._make_resident(started)
+            self._loader.known.add(str(model))
             self.cache.release(str(model))
 
     def arrive(self, request: int, now: float) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,12 +22,15 @@ def assumed(results: dict[str, Any]) -> str:
     return (
         f"Asked: {given['rate']:g} requests a second over all models, popularity by Zipf with "
         f"exponent {given['zipf']:g}, and p99 of the time to the first token at most "
-        f"{given['bound']:g} s. A replica is the machine above with "
+        f"{given['bound']:g} s. A replica is a machine with the times above and "
         f"{given['cache_bytes'] / 2**30:g} GiB of model cache. Assumptions, not measurements: it "
         f"costs {given['price_per_hour']} USD an hour, and reads packages at "
         f"{given['storage_bytes_per_second'] / 1e6:.0f} MB/s before a load takes as long as "
         "above. Caches are full from the beginning, with what a long time of such requests "
-        "leaves in them."
+        f"leaves in them. Each replica has run for {given['uptime_hours']:g} h: it checks the "
+        "hashes of a model that no request has brought there in that time, which is drawn for "
+        "each model and replica by the model's popularity. With hashing only a model's home has "
+        "had it before."
     )
 
 
@@ -53,7 +57,10 @@ def _row(entry: Entry, results: dict[str, Any]) -> tuple[str, ...]:
 def _replicas(entry: Entry) -> str:
     if entry["replicas"] is None:
         return f"not with {entry['replicas_shown']}"
-    return str(entry["replicas"])
+    if len(entry["by_seed"]) == 1:
+        return str(entry["replicas"])
+    least, *_, most = sorted(entry["by_seed"], key=lambda number: number or math.inf)
+    return f"{entry['replicas']} ({least}-{most or 'inf'})"
 
 
 _FIGURES = ("replicas", "hits", "p50 ms", "p99 ms", "busy", "USD per million tokens")

@@ -51,6 +51,8 @@ def loss(results: dict[str, Any]) -> Figure:
             label=f"{ROUTINGS[one['routing']]}, {one['replicas']} replicas",
         )
     axes.axvline(0, color="#111827", linewidth=0.8)
+    noticed = results["loss"][0]["detection"]
+    axes.axvspan(0, noticed, color="#e5e7eb", zorder=0, label="until the router knows")
     bound = 1000 * results["assumptions"]["bound"]
     axes.axhline(bound, color="#9ca3af", linewidth=0.8, linestyle="--")
     axes.set_ylim(bottom=0)

@@ -27,7 +27,7 @@ def times_table(results: dict[str, Any]) -> str:
         ("and as its process grows", f"{times['resident_bytes'] / 1e6:.0f} MB"),
     ]
     return tables.paragraphs(
-        tables.table(("measured, weights in the page cache", ""), rows), _uncounted(times)
+        tables.table(("weights in the page cache", ""), rows), _uncounted(times)
     )
 
 
@@ -37,8 +37,8 @@ def _uncounted(times: dict[str, Any]) -> str:
         return ""
     return (
         f"A model takes {more:.1f}x the memory that the server counts, so its cache holds more "
-        "models than its budget is meant for. The prediction below counts as the server does; "
-        "the fleets after it count what is really taken."
+        "models than its budget is meant for. Predictions beside measurements count as the server "
+        "does; fleets count what is really taken."
     )
 
 
@@ -50,13 +50,15 @@ def validation(results: dict[str, Any]) -> str:
     entries = results["validation"]
     header = [
         "measured -> predicted (error)",
-        *(f"{one['rate']:.1f} requests/s" for one in entries),
+        *(f"{one['rate']:.1f} requests/s ({one['share']:g})" for one in entries),
     ]
     names = list(entries[0]["errors"])
     rows = [[_label(name), *(_compared(one, name) for one in entries)] for name in names]
     counts = ["requests", *(str(one["measured"]["requests"]) for one in entries)]
     failed = ["failed", *(f"{one['measured']['failed']} -> 0" for one in entries)]
     return tables.paragraphs(
+        "In brackets: times the rate at which one request after the other could be answered. "
+        "Above 1 the server keeps up only by batches.",
         tables.table(header, [counts, failed, *rows]),
         _errors(entries),
         f"A p99 of {min(one['measured']['requests'] for one in entries)} requests hangs on a few "

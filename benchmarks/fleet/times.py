@@ -1,15 +1,18 @@
-"""How long things take on one replica: what the simulation knows of the real server. Pure."""
+"""How long things take on one replica: what the simulation knows of the real server."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 #: Steps are looked up, not computed: the server's batches and chunks are not larger than that.
 _TABLE = 257
+_CURVES = ("decode", "prefill")
 
 
 class Curve:
@@ -72,5 +75,25 @@ class ServerTimes:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> ServerTimes:
-        points = {name: tuple((x, y) for x, y in values[name]) for name in ("decode", "prefill")}
-        return cls(**(values | points))
+        """Raises ValueError if that are not the fields above."""
+        try:
+            points = {name: tuple((x, y) for x, y in values[name]) for name in _CURVES}
+            made = cls(**(values | points))
+            for name in _CURVES:
+                Curve(points[name])
+            numbers = [getattr(made, one.name) for one in fields(cls) if one.name not in _CURVES]
+            if not all(isinstance(number, int | float) and number >= 0 for number in numbers):
+                raise ValueError("all but the curves are numbers that are not negative")
+        except (LookupError, TypeError, ValueError) as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise ValueError(f"These are not the times of a server ({reason}).") from error
+        return made
+
+    @classmethod
+    def from_file(cls, path: Path) -> ServerTimes:
+        """From JSON with these fields, or from a result of this benchmark, which has "times"."""
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ValueError(f"{path}: {error.strerror}") from error
+        return cls.from_json(values.get("times", values) if isinstance(values, dict) else values)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -29,7 +30,7 @@ class Trace:
 
 
 class Popularity:
-    """Zipf over `count` models. Made once: a million probabilities take a moment."""
+    """Zipf over `count` models. See `popularity`."""
 
     def __init__(self, count: int, exponent: float) -> None:
         self.probabilities = zipf(count, exponent)
@@ -38,6 +39,12 @@ class Popularity:
     def draw(self, count: int, rng: np.random.Generator) -> Ints:
         # The last sum is 1 only up to rounding.
         return np.searchsorted(self._sums[:-1], rng.random(count), side="right").astype(np.int64)
+
+
+@functools.lru_cache(maxsize=2)
+def popularity(count: int, exponent: float) -> Popularity:
+    """Made once: a million probabilities take a moment."""
+    return Popularity(count, exponent)
 
 
 def poisson(popularity: Popularity, rate: float, seconds: float, seed: int) -> Trace:

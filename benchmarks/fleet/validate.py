@@ -39,17 +39,19 @@ class Validation:
         #: Asked for one after the other before the traffic: more than fit, popular ones last.
         self._prime = list(range(min(len(self._models), places + 2)))[::-1]
 
-    def compare(self, clients: Worker, rate: float, seconds: float, seed: int) -> dict[str, Any]:
+    def compare(
+        self, clients: Worker, rate: float, seconds: float, seed: int, tries: int = 1
+    ) -> dict[str, Any]:
         """One rate: measured, predicted, and the relative errors."""
         say(f"traffic: {rate:.2f} requests a second for {seconds:.0f} s")
         probe = Probe(self._server.url)
-        for rank in self._prime:
-            probe.generate(self._models[rank], "the", 1)
 
         def drive() -> dict[str, Any]:
+            for rank in self._prime:
+                probe.generate(self._models[rank], "the", 1)
             return dict(clients.call("run", **self._measurement(rate, seconds, seed)))
 
-        told = undisturbed(drive, [self._server.pid, clients.pid], tries=1)
+        told = undisturbed(drive, [self._server.pid, clients.pid], tries)
         outcomes = told["outcomes"]
         measured = figures(measured_requests(outcomes))
         predicted = figures(self._simulate(outcomes))

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
-from benchmarks.fleet.routing import Router
+from benchmarks.fleet.routing import Router, hashed
 from benchmarks.fleet.trace import Floats, Popularity
 
 #: Requests drawn at once, and the most that are drawn for each place in the caches.
 _DRAWN = 4096
 _MOST = 200
+_PAST = 1 << 62  # so that this is not drawn like anything else
 
 
 def contents(
@@ -33,6 +36,32 @@ def contents(
         if full == replicas:
             break
     return [list(cache)[::-1] for cache in caches]
+
+
+class Past:
+    """Which replica has had which model since its process began: drawn, since that was long ago.
+
+    A server checks the hashes of a model's files when it loads it for the first time. To take it
+    that every replica has had every model would make random routing look better than it is.
+    requests: of all models together since then; a model is there unless it got none of them.
+    homes: the replica that gets all of a model's requests; None if each gets as many.
+    """
+
+    def __init__(
+        self,
+        popularity: Popularity,
+        requests: float,
+        replicas: int,
+        homes: Callable[[int], int] | None,
+    ) -> None:
+        self._probabilities, self._homes = popularity.probabilities, homes
+        self._requests = requests if homes else requests / replicas
+
+    def had(self, replica: int, model: int) -> bool:
+        if self._homes and self._homes(model) != replica:
+            return False
+        share = -np.expm1(-self._requests * self._probabilities[model])
+        return hashed(_PAST | replica << 40 | model) < float(share) * 2**64
 
 
 def che_hit_ratio(probabilities: Floats, places: int) -> float:

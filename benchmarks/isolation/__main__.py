@@ -12,7 +12,7 @@ import argparse
 import sys
 import time
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
@@ -32,8 +32,6 @@ _EXAMPLES = """\
 
 About 4 minutes, with --quick less than one."""
 
-#: Models that nobody has asked for: enough for each to be asked for only once.
-COLD_MODELS = 300
 #: The hot model and its neighbour stay; that many others fit.
 PLACES = 4
 _PROMPT_TOKENS, _LONG_PROMPT_TOKENS = 8, 1000
@@ -48,7 +46,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else Plan(rounds=5, seconds=6.0, tokens=150, streams=args.streams, tries=2)
     )
     results = cli.begin(args, arguments)
-    results |= {"plan": asdict(plan), "measured": measure(args, plan)}
+    results |= {"plan": asdict(plan), "measured": []}
+    with cli.keeping(args, results):
+        measure(args, plan, results["measured"])
     cli.finish(args, results, report)
     return 0
 
@@ -60,11 +60,11 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
-def measure(args: argparse.Namespace, plan: Plan) -> list[dict[str, Any]]:
-    """One entry for each situation and round."""
+def measure(args: argparse.Namespace, plan: Plan, measured: list[dict[str, Any]]) -> None:
+    """One entry for each situation and round, put into `measured` as soon as it is there."""
     assets = model.prepare(args.cache, ["package-int8"])
     folder = args.cache / "isolation"
-    made = copies.many(assets, 2 + COLD_MODELS, ["package-int8"], folder)
+    made = copies.many(assets, 2 + plan.cold_models, ["package-int8"], folder)
     hot, neighbour, *cold = (one.model for one in made)
     package = package_path(made[0].store, hot, "cpu", "int8")
     cache_bytes = round((2 + PLACES + 0.5) * read_manifest(package).bytes_needed)
@@ -86,37 +86,33 @@ def measure(args: argparse.Namespace, plan: Plan) -> list[dict[str, Any]]:
         ) as server,
         Worker("benchmarks.isolation.clients:Clients", {"url": server.url} | asked) as clients,
     ):
-        return rounds(server, clients, plan)
+        rounds(server, clients, plan, measured)
 
 
 def _texts(assets: model.Assets, count: int, tokens: int) -> list[str]:
     return [prompt["text"] for prompt in prompts(assets.checkpoint, count, tokens)]
 
 
-def rounds(server: Server, clients: Worker, plan: Plan) -> list[dict[str, Any]]:
-    measured = []
-    one_round(server, clients, replace(plan, seconds=1.0, tries=1))  # for warming up
+def rounds(server: Server, clients: Worker, plan: Plan, measured: list[dict[str, Any]]) -> None:
+    list(one_round(server, clients, replace(plan, seconds=1.0, tries=1)))  # for warming up
     for number in range(plan.rounds):
         say(f"round {number + 1} of {plan.rounds}")
-        entries = one_round(server, clients, plan)
-        measured += [{"round": number} | entry for entry in entries]
-    return measured
+        for entry in one_round(server, clients, plan):
+            measured.append({"round": number} | entry)  # noqa: PERF401 (kept if the next fails)
 
 
-def one_round(server: Server, clients: Worker, plan: Plan) -> list[dict[str, Any]]:
+def one_round(server: Server, clients: Worker, plan: Plan) -> Iterator[dict[str, Any]]:
     """Every situation once."""
-    entries = []
     for situation in SITUATIONS:
         work = partial(one, server.url, clients, situation, plan)
         told = undisturbed(work, [server.pid, clients.pid], plan.tries)
-        entries.append({"situation": situation} | told)
         if "gap_ms" in told:
             say(
                 f"{situation}: {told['gap_ms']['p50']:.1f} ms a token, p99 "
                 f"{told['gap_ms']['p99']:.1f}, {told['failed']} failed; "
                 f"others took {told['others']:.0%}"
             )
-    return entries
+        yield {"situation": situation} | told
 
 
 def one(url: str, clients: Worker, situation: str, plan: Plan) -> dict[str, Any]:
@@ -145,4 +141,7 @@ def metrics_of(url: str) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)

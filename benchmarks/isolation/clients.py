@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from collections import deque
 from collections.abc import Callable, Coroutine, Iterator
 from functools import partial
 from typing import Any
@@ -27,8 +28,8 @@ class Clients:
     """For `common.worker.Worker`: arguments and results are JSON.
 
     url: the server. hot, neighbour: models that are always in memory. cold: models that are not;
-    each is asked for only when all others have been. prompts: short ones. long_prompts: as long
-    as the context allows.
+    each is asked for only once, and when there are none left a storm is over. prompts: short
+    ones. long_prompts: as long as the context allows.
     """
 
     def __init__(
@@ -42,7 +43,7 @@ class Clients:
     ) -> None:
         self._api = Generate(url, exact=True)
         self._hot, self._neighbour = hot, neighbour
-        self._cold = itertools.cycle(cold)
+        self._cold = deque(cold)
         self._prompts = itertools.cycle(prompts)
         self._long_prompts = itertools.cycle(long_prompts)
         self._seeds = itertools.count()
@@ -75,7 +76,8 @@ class Clients:
             disturb(plan),
         )
         figures = hot_figures(hot, SETTLE_SECONDS, plan.seconds)
-        return figures | {"beside": disturber_figures(others)}
+        beside = disturber_figures(others) | {"cold_left": len(self._cold)}
+        return figures | {"beside": beside}
 
     # -- what disturbs --------------------------------------------------------------------
 
@@ -84,7 +86,7 @@ class Clients:
 
     async def _storm(self, plan: Plan) -> list[Outcome]:
         """Clients that always ask for one token of a model that is not there."""
-        asks = (self._ask(model, 1) for model in self._cold)
+        asks = (self._ask(self._cold.popleft(), 1) for _ in range(len(self._cold)))
         return await closed_loop(
             self._api,
             asks,

@@ -58,6 +58,7 @@ def disturber_figures(outcomes: Sequence[Outcome]) -> dict[str, Any]:
     return {
         "requests": len(outcomes),
         "codes": codes(outcomes),
+        "models": len({outcome.ask.model for outcome in outcomes}),
         "loads": len(loads),
         "load_ms": round(float(np.median(loads)), 1) if loads else None,
         "first_ms": round(1000 * float(np.median(firsts)), 1) if firsts else None,

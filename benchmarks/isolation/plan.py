@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 QUIET, STORM, LONG_SAME, LONG_OTHER, LEAVING = SITUATIONS = (
@@ -31,3 +32,9 @@ class Plan:
     long_every: float = 2.0
     leave_rate: float = 10.0
     leave_after: int = 5
+
+    @property
+    def cold_models(self) -> int:
+        """Enough for each to be asked for only once, also if one loads in 25 ms."""
+        seconds = self.rounds * self.tries * (self.seconds + 1) + 2  # 2: for warming up
+        return math.ceil(40 * seconds)

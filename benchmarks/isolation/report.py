@@ -30,10 +30,12 @@ def markdown(results: dict[str, Any]) -> str:
         _what(results["plan"]),
         tables.header_text(results["header"]),
         measuring.disturbance(entries),
+        without_gaps(entries),
         gaps_table(entries),
         "![Milliseconds between two tokens, by situation](benchmarks/isolation-gaps.svg)",
         tables.lines_table(lines(entries)),
         disturbers_table(entries),
+        coldness(entries),
         failures(entries),
         emptiness(entries),
     )
@@ -46,8 +48,8 @@ def _what(plan: dict[str, Any]) -> str:
         f"as the client sees it. Each of {plan['rounds']} rounds has every situation for "
         f"{plan['seconds']:g} s, in turn; ratios are of the same round.\n\n"
         f"- {STORM}: {plan['storm_clients']} clients each ask, without pause, for one token of a "
-        "model that the server has never had: its hashes are checked, it is loaded, and soon "
-        "evicted.\n"
+        "model that nobody has asked this server for: its hashes are checked, it is loaded, and "
+        "soon evicted.\n"
         f"- {LONG_SAME}, {LONG_OTHER}: a prompt of 1,000 tokens every {plan['long_every']:g} s, "
         "for the hot model or for another one in memory. It is prefilled in chunks between "
         "decode steps.\n"
@@ -61,18 +63,44 @@ def situations(entries: Sequence[Entry]) -> list[str]:
     return list(dict.fromkeys(entry["situation"] for entry in entries))
 
 
+def by_round(entries: Sequence[Entry], situation: str, figure: str) -> dict[int, float]:
+    """Milliseconds between tokens; without the rounds in which no two tokens came."""
+    return {
+        entry["round"]: entry["gap_ms"][figure]
+        for entry in entries
+        if entry["situation"] == situation and "gap_ms" in entry
+    }
+
+
 def measured(entries: Sequence[Entry], situation: str, figure: str) -> Measured:
-    """Milliseconds between tokens, once per round."""
-    chosen = [entry for entry in entries if entry["situation"] == situation]
-    chosen.sort(key=lambda entry: int(entry["round"]))
-    return Measured(tuple(entry["gap_ms"][figure] for entry in chosen))
+    """Once per round; empty if no round has it."""
+    return Measured(tuple(by_round(entries, situation, figure).values()))
+
+
+def ratio(entries: Sequence[Entry], situation: str, figure: str) -> Measured:
+    """To the quiet situation of the same round, for the rounds that have both."""
+    here, quiet = (by_round(entries, name, figure) for name in (situation, QUIET))
+    both = [number for number in here if number in quiet]
+    top, bottom = (Measured(tuple(one[number] for number in both)) for one in (here, quiet))
+    return tables.ratio(top, bottom)
+
+
+def without_gaps(entries: Sequence[Entry]) -> str:
+    missing = [entry for entry in entries if "gap_ms" not in entry]
+    if not missing:
+        return ""
+    where = ", ".join(f"{one['situation']} (round {one['round'] + 1})" for one in missing)
+    return (
+        f"**In {len(missing)} of {len(entries)} measurements no client of the hot model got two "
+        f"tokens in time: {where}.** There is no figure for them; the others' stand below."
+    )
 
 
 def gaps_table(entries: Sequence[Entry]) -> str:
-    rows = [
-        (name, *(measured(entries, name, figure).text() for figure in _FIGURES))
-        for name in situations(entries)
-    ]
+    rows = []
+    for name in situations(entries):
+        figures = [measured(entries, name, figure) for figure in _FIGURES]
+        rows.append((name, *(one.text() if one.values else "-" for one in figures)))
     return tables.table(("ms between tokens: median (least-most)", *_FIGURES), rows)
 
 
@@ -83,9 +111,10 @@ def lines(entries: Sequence[Entry]) -> list[Line]:
         if name == QUIET:
             continue
         for figure in ("p50", "mean", "p99"):
-            ratio = tables.ratio(measured(entries, name, figure), measured(entries, QUIET, figure))
+            ratios = ratio(entries, name, figure)
             bound = MOST_SLOWDOWN if (name, figure) == (STORM, "p50") else None
-            made.append(Line(f"{name} / quiet, {figure}", ratio, bound))
+            if ratios.values:
+                made.append(Line(f"{name} / quiet, {figure}", ratios, bound))
     return made
 
 
@@ -122,6 +151,21 @@ def _median(beside: Sequence[Entry], name: str) -> str:
     return f"{Measured(tuple(values)).median:.0f}" if values else "-"
 
 
+def coldness(entries: Sequence[Entry]) -> str:
+    """Whether the models of the storm were as cold as it is said above."""
+    storms = [entry["beside"] for entry in entries if entry["situation"] == STORM]
+    asked = sum(storm["requests"] for storm in storms)
+    again = asked - sum(storm["models"] for storm in storms)
+    told = f"Of {asked} requests for cold models {again or 'none'} asked for a model again."
+    over = sum(storm["cold_left"] == 0 for storm in storms)
+    if over:
+        told += (
+            f" **In {over} of {len(storms)} storms there were no cold models left, so that the "
+            "storm was over before its time.**"
+        )
+    return told
+
+
 def failures(entries: Sequence[Entry]) -> str:
     requests = sum(entry["requests"] for entry in entries)
     failed = sum(entry["failed"] for entry in entries)
@@ -153,7 +197,8 @@ def _aborted(entries: Sequence[Entry]) -> str:
 def plots(results: dict[str, Any]) -> dict[str, Figure]:
     entries = results["measured"]
     figure, (axes,) = style.new("A hot model's streams", "", "ms between two tokens", log="y")
-    names, figures = situations(entries), ("p50", "p90", "p99", "max")
+    names = [name for name in situations(entries) if by_round(entries, name, "p50")]
+    figures = ("p50", "p90", "p99", "max")
     width = 0.8 / len(figures)
     for number, name in enumerate(figures):
         heights = [measured(entries, situation, name).median for situation in names]

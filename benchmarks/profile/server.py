@@ -2,7 +2,7 @@
 
 NAME is one of uvicorn-h11, uvicorn-httptools, uvicorn-uvloop, granian. The settings come from
 the environment, as `create_app()` reads them. The real command is `gpt2serve`; this exists to
-choose what it runs on (docs/decisions/0009-http-server.md).
+choose what it runs on (docs/decisions/0010-http-server.md).
 """
 
 from __future__ import annotations

@@ -45,7 +45,9 @@ def test_all_situations_on_a_real_server(sample_store: Path, tmp_path: Path) -> 
         assert entry["failed"] == 0
         assert entry["tokens"] > 20
         assert entry["empty_seconds"] is not None
-    assert entries[STORM]["beside"]["loads"] > 0
+    beside = entries[STORM]["beside"]
+    assert 0 < beside["loads"] <= beside["models"] == beside["requests"] <= len(COLD)
+    assert beside["cold_left"] == len(COLD) - beside["requests"]
     assert entries[LONG_SAME]["beside"]["codes"] == {"ok": 3}
     assert entries[LONG_SAME]["beside"]["prompt_tokens"] > 128  # more than one chunk
     left = entries[LEAVING]["beside"]["codes"]["left"]

@@ -14,7 +14,7 @@ from benchmarks.fleet.batch import Batch
 from benchmarks.fleet.questions import Case, fewest, simulate
 from benchmarks.fleet.replica import Replica, Settings
 from benchmarks.fleet.routing import HashedBounded, Ring, Uniform
-from benchmarks.fleet.simulation import Fleet, Ledger, Loss
+from benchmarks.fleet.simulation import LOST, Fleet, Ledger, Loss
 from benchmarks.fleet.times import ServerTimes
 from benchmarks.fleet.trace import Popularity, Trace, poisson, recorded
 from benchmarks.fleet.warm import che_hit_ratio, contents
@@ -204,17 +204,29 @@ def advance(replica: Replica) -> None:
     st.integers(2, 4),
     st.sampled_from(["hash", "random", "least requests"]),
     st.floats(0, 3),
+    st.floats(0, 3),
+    st.floats(0, 1),
 )
 def test_every_request_of_a_fleet_ends_once_also_if_a_replica_is_lost(
-    rows: list[tuple[float, int, int, int]], replicas: int, routing: str, at: float
+    rows: list[tuple[float, int, int, int]],
+    replicas: int,
+    routing: str,
+    at: float,
+    detection: float,
+    connect: float,
 ) -> None:
     from benchmarks.fleet.routing import router
 
     trace = recorded(rows)
     fleet = Fleet(replicas, router(routing, 0), TIMES, small(2), trace)
-    outcome = fleet.run(Loss(0, at))
+    outcome = fleet.run(Loss(0, at, detection, connect))
     answered = np.isfinite(outcome.requests.total)
     assert (answered == (outcome.codes == 0)).all()
+    # Only what had begun before the loss can be broken, and what was sent again ended.
+    assert (trace.times[outcome.codes == LOST] <= at).all()
+    assert answered[outcome.again].all()
+    # In the end the router sees nothing under way.
+    assert fleet.active == [0] * replicas
     # Nothing can be faster than its own steps.
     least = TIMES.decode[0][1] * (trace.outputs - 1) + TIMES.prefill[0][1]
     assert (outcome.requests.total >= least - 1e-9).all()

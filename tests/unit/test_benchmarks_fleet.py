@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import os
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,13 +18,21 @@ import pytest
 
 from benchmarks.common import results as results_module
 from benchmarks.common.model import ROOT
+from benchmarks.fleet import __main__ as command
+from benchmarks.fleet import answers as answers_module
 from benchmarks.fleet import report, report_needed
+from benchmarks.fleet.answers import Answers, Wishes
 from benchmarks.fleet.calibrate import Calibration, Effort, Probe
 from benchmarks.fleet.figures import Requests, figures, relative_errors
 from benchmarks.fleet.loader import NEVER, Loader
 from benchmarks.fleet.questions import Case, LossPlan, loss, replicas_needed
+from benchmarks.fleet.replica import Settings
+from benchmarks.fleet.routing import Ring, Uniform
+from benchmarks.fleet.simulation import LOST, Fleet, Loss, Outcome
 from benchmarks.fleet.times import Curve, ServerTimes
+from benchmarks.fleet.trace import Popularity, recorded
 from benchmarks.fleet.validate import measured_requests, rates
+from benchmarks.fleet.warm import Past
 
 TIMES = ServerTimes(
     decode=((1, 0.010), (2, 0.012), (4, 0.020)),
@@ -50,6 +61,19 @@ def test_a_curve_goes_through_its_points_and_on() -> None:
 
 def test_times_pass_through_json() -> None:
     assert ServerTimes.from_json(json.loads(json.dumps(TIMES.as_json()))) == TIMES
+
+
+def test_times_come_from_a_result_or_from_plain_json(tmp_path: Path) -> None:
+    plain, result = tmp_path / "plain.json", tmp_path / "result.json"
+    plain.write_text(json.dumps(TIMES.as_json()))
+    result.write_text(json.dumps({"benchmark": "fleet", "times": TIMES.as_json()}))
+    assert ServerTimes.from_file(plain) == ServerTimes.from_file(result) == TIMES
+    for wrong in ("[]", "{}", "no", json.dumps(TIMES.as_json() | {"load": "x", "decode": []})):
+        plain.write_text(wrong)
+        with pytest.raises(ValueError, match=r"not the times|Expecting"):
+            ServerTimes.from_file(plain)
+    with pytest.raises(ValueError, match="No such file"):
+        ServerTimes.from_file(tmp_path / "nothing")
 
 
 def test_reading_from_the_disk_comes_on_top() -> None:
@@ -130,10 +154,72 @@ def test_more_replicas_are_needed_for_a_tighter_bound() -> None:
     assert impossible["replicas_shown"] > tight
 
 
+def test_answers_are_given_for_several_seeds() -> None:
+    case = Case(20, 30.0, "random", 1000, 1.0, 300)
+    alone = [replicas_needed(replace(case, seed=n), TIMES, 0.6)["replicas"] for n in range(3)]
+    together = replicas_needed(case, TIMES, 0.6, seeds=3)
+    assert together["by_seed"] == alone
+    assert together["replicas"] == sorted(alone)[1]
+    impossible = replicas_needed(case, TIMES, 0.001, seeds=2)
+    assert (impossible["replicas"], impossible["by_seed"]) == (None, [None, None])
+
+
+def test_a_model_that_is_rarely_asked_for_is_not_known_everywhere() -> None:
+    """As often as theory says: by random routing each replica gets a share of the requests."""
+    popularity = Popularity(1000, 0.0)
+    random, hashing = (Past(popularity, 2000.0, 4, homes) for homes in (None, Ring(range(4)).home))
+    pairs = [(replica, model) for replica in range(4) for model in range(1000)]
+    share = sum(random.had(*pair) for pair in pairs) / len(pairs)
+    assert share == pytest.approx(1 - np.exp(-0.5), abs=0.02)
+    share = sum(hashing.had(*pair) for pair in pairs) / 1000
+    assert share == pytest.approx(1 - np.exp(-2.0), abs=0.03)
+    assert not any(hashing.had(r, model) for r, model in pairs if Ring(range(4)).home(model) != r)
+    assert all(Past(popularity, 1e9, 4, None).had(*pair) for pair in pairs)
+
+
+class First(Uniform):
+    """The first replica that the router knows of."""
+
+    def choose(self, model: int, active: Any, total: int) -> int:
+        return self._alive[0]
+
+
+def lost_at_1(rows: list[tuple[float, int, int, int]], detection: float) -> Outcome:
+    settings = Settings(cache_bytes=1000)
+    fleet = Fleet(2, First(0), TIMES, settings, recorded(rows))
+    fleet.warm([[0], [0]], None)
+    return fleet.run(Loss(0, 1.0, detection=detection, connect=0.5))
+
+
+def test_until_the_router_knows_requests_go_to_the_lost_replica_first() -> None:
+    # One whose answer has begun, one that waits for a model's load, and some after the loss.
+    rows = [(0.5, 0, 4, 100), (0.9, 1, 4, 2), (2.0, 0, 4, 1), (5.0, 0, 4, 1)]
+    outcome = lost_at_1(rows, detection=3.0)
+    assert outcome.codes.tolist() == [LOST, 0, 0, 0]
+    assert outcome.again.tolist() == [False, True, True, False]
+    broken, stranded, meanwhile, later = outcome.requests.first.tolist()
+    assert broken == np.inf
+    # Its connection was closed at 4.0; then its model was loaded elsewhere.
+    assert stranded == pytest.approx(3.1 + 0.2 + 0.010 + 0.001)
+    assert meanwhile == pytest.approx(0.5 + 0.010 + 0.001)
+    assert later == pytest.approx(0.010 + 0.001)
+
+
+def test_a_router_that_knows_at_once_sends_nothing_there() -> None:
+    outcome = lost_at_1([(0.5, 0, 4, 100), (1.0, 0, 4, 1)], detection=0.0)
+    assert outcome.codes.tolist() == [LOST, 0]
+    assert not outcome.again.any()
+    assert outcome.requests.first[1] == pytest.approx(0.011)
+
+
 def test_requests_on_a_lost_replica_are_counted_and_its_models_move() -> None:
     plan = LossPlan(before=10.0, after=20.0, runs=2)
     told = loss(Case(20, 30.0, "hash", 1000, 1.0, 0), 4, TIMES, plan)
     assert told["lost"] > 0
+    # About a quarter of all requests within 6 s of each of two runs, and those under way.
+    assert 40 < told["again"] < 200
+    assert told["unnoticed"]["p99_ms"] > 1000  # which is how long each waited for a connection
+    assert [len(runs) for runs in told["p99_by_run"].values()] == [2, 2, 2]
     assert told["requests"] + told["lost"] == pytest.approx(2 * 30 * 30, rel=0.15)
     assert 0 < told["moved"]["least"] <= 0.25 <= told["moved"]["most"] < 1
     assert [window["from"] for window in told["windows"]] == [-10.0, -5.0, 0.0, 5.0, 10.0, 15.0]
@@ -188,12 +274,16 @@ def test_a_calibration_reads_what_the_server_tells() -> None:
         with pytest.raises(RuntimeError, match="no gpt2serve_nothing"):
             Probe(url).gauge("nothing")
         checkpoint = ROOT / "samples" / "george-washington"
-        times = Calibration(url, os.getpid(), checkpoint, ["a", "b", "c"], effort).times()
+        watched: list[dict[str, Any]] = []
+        calibration = Calibration(url, os.getpid(), checkpoint, ["a", "b", "c"], effort, watched)
+        times = calibration.times()
     assert times.decode[0] == (1.0, pytest.approx(0.005))
     assert times.decode[-1] == (32.0, pytest.approx(0.160))
     assert dict(times.prefill)[8.0] == pytest.approx(0.010)
     assert (times.load, times.first_load, times.model_bytes) == (0.2, 0.2, 100)
     assert (times.step_slowdown, times.load_slowdown) == (1.0, 1.0)
+    assert [one["what"] for one in watched][:2] == ["loads", "decode"]
+    assert all("others" in one for one in watched)
 
 
 def test_rates_are_shares_of_what_one_after_the_other_allows() -> None:
@@ -225,6 +315,7 @@ def entry(models: int, routing: str, replicas: int | None, **changes: Any) -> di
         "busy": 0.6,
         "replicas": replicas,
         "replicas_shown": replicas or 128,
+        "by_seed": [replicas],
     } | changes
 
 
@@ -260,10 +351,15 @@ def results(header: dict[str, Any]) -> dict[str, Any]:
         "replicas": 20,
         "requests": 60_000,
         "lost": 24,
+        "again": 100,
         "runs": 8,
+        "detection": 6.0,
+        "connect": 1.0,
         "moved": {"least": 0.04, "most": 0.06},
         "before": window(0, 800.0),
+        "unnoticed": window(0, 3000.0),
         "after": window(0, 2000.0),
+        "p99_by_run": {"before": [700.0, 900.0], "unnoticed": [None, 3000.0], "after": [None]},
         "windows": [window(-5.0, 800.0), window(0.0, None), window(5.0, 2000.0)],
     }
     return {
@@ -272,8 +368,10 @@ def results(header: dict[str, Any]) -> dict[str, Any]:
         "header": header,
         "times": TIMES.as_json(),
         "places": {"models": 40, "cache": 10},
+        "calibration": [{"what": "loads", "others": 0.2}],
         "validation": [
             {
+                "share": 1.3,
                 "rate": 2.0,
                 "seconds": 30.0,
                 "others": 0.01,
@@ -289,15 +387,16 @@ def results(header: dict[str, Any]) -> dict[str, Any]:
             "bound": 1.0,
             "cache_bytes": 2**31,
             "zipf": 1.0,
+            "uptime_hours": 24.0,
             "price_per_hour": 0.085,
             "storage_bytes_per_second": 1e9,
         },
         "models": [
-            entry(1000, "hash", 12),
+            entry(1000, "hash", 12, by_seed=[13, 11, 12]),
             entry(1000, "random", 24),
             entry(1000, "least requests", 16),
             entry(1_000_000, "hash", 20),
-            entry(1_000_000, "random", None),
+            entry(1_000_000, "random", None, by_seed=[None, None, 120]),
             entry(1_000_000, "least requests", 19),
         ],
         "rates": [entry(100_000, "hash", 6, rate=10.0), entry(100_000, "hash", 20)],
@@ -339,7 +438,12 @@ def test_the_report_is_derived_from_the_results(results: dict[str, Any]) -> None
     assert "Compared with random, consistent hashing needs 0.50x the replicas for 1,000" in text
     assert "0.75x the replicas for 1,000 models, 1.05x the replicas for 1,000,000" in text
     assert "not with 128" in text
-    assert "800 -> 2000" in text
+    assert "12 (11-13)" in text
+    assert "2.0 requests/s (1.3)" in text
+    assert "in 1 of 2 measurements" in text
+    assert "800 -> 3000 -> 2000" in text
+    assert "700-900 -> 3000-inf -> -" in text
+    assert "| 3.0    | 12.5" in text
     assert "4.0% to 6.0% of the models" in text
     assert "9 million events" not in text
     assert "10.0 million events" in text
@@ -362,7 +466,69 @@ def test_plots_are_drawn(results: dict[str, Any]) -> None:
     assert [axes.get_xlabel() for axes in replicas] == ["models", "requests a second"]
     # The routing for which no number is enough has one point less.
     assert [len(line.get_xdata()) for line in replicas[0].get_lines()] == [2, 1, 2]
-    assert len(drawn["loss"].get_axes()[0].get_lines()) == 4
+    assert len(drawn["loss"].get_axes()[0].get_lines()) == 4  # two, the loss, the bound
+
+
+def test_a_run_with_given_times_says_that_nothing_was_measured(results: dict[str, Any]) -> None:
+    for name in ("validation", "calibration", "places"):
+        del results[name]
+    text = report.markdown(results)
+    assert "given with `--times`, not measured in this run" in text
+    assert "Prediction beside measurement" not in text
+
+
+# -- the run ------------------------------------------------------------------------------
+
+
+def interrupt(times: ServerTimes, wishes: Any, plan: Any, results: dict[str, Any]) -> None:
+    results["models"] = [entry(1000, "hash", 12)]
+    raise KeyboardInterrupt
+
+
+def test_what_was_answered_is_kept_when_the_run_is_interrupted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    times = tmp_path / "times.json"
+    times.write_text(json.dumps(TIMES.as_json()))
+    monkeypatch.setattr(command, "answer", interrupt)
+    output = tmp_path / "made.json"
+    with pytest.raises(KeyboardInterrupt):
+        command.main(["--quick", "--times", str(times), "--output", str(output)])
+    kept = json.loads((tmp_path / "made.incomplete.json").read_text())
+    assert kept["models"][0]["replicas"] == 12
+    assert kept["times"]["load"] == TIMES.load
+    assert not output.exists()
+
+
+def test_times_that_are_none_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "times.json"
+    path.write_text("{}")
+    with pytest.raises(SystemExit):
+        command.main(["--times", str(path)])
+    assert "not the times of a server" in capsys.readouterr().err
+
+
+def test_answers_are_put_into_the_results_and_ending_early_waits_for_nothing() -> None:
+    wishes = Wishes(rate=20.0, bound=1.0, cache_bytes=1000, zipf=1.0, uptime_hours=1.0)
+    answers = Answers(TIMES, wishes, answers_module.Effort(requests=100, seeds=2), 1)
+    plan = LossPlan(models=20, before=5.0, after=10.0, runs=2)
+    told: dict[str, Any] = {}
+    answers.all(told, [20], plan, sweeps=False)
+    assert [len(told[name]) for name in ("models", "loss")] == [3, 3]
+    assert [one["routing"] for one in told["loss"]] == ["hash", "random", "least requests"]
+    started = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert time.monotonic() - started < 20
+
+
+def interrupted() -> None:
+    with answers_module.processes(1) as pool:
+        for _ in range(2):
+            pool.submit(time.sleep, 60)
+        raise KeyboardInterrupt
 
 
 def test_the_report_of_a_file_is_the_same(results: dict[str, Any]) -> None:

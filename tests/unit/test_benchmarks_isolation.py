@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -94,6 +97,8 @@ def entry(situation: str, number: int, milliseconds: float, **changes: Any) -> d
         "gap_ms": {name: factor * milliseconds for name, factor in gaps.items()},
         "beside": {
             "requests": 7,
+            "models": 7,
+            "cold_left": 3,
             "codes": {"left": 7} if leaving else {"ok": 7},
             "loads": 5 if situation == STORM else 0,
             "load_ms": 250.0 if situation == STORM else None,
@@ -158,6 +163,7 @@ def test_the_report_says_that_all_went_well(results: dict[str, Any]) -> None:
     assert "Of 14 requests whose clients left, the engine ended 14 early." in text
     assert "at most 0.02 s after" in text
     assert "left 14" in text
+    assert "Of 14 requests for cold models none asked for a model again." in text
     assert "**" not in text
 
 
@@ -168,6 +174,82 @@ def test_the_report_says_what_went_wrong(results: dict[str, Any]) -> None:
     assert "**2 of 100 requests for the hot model failed" in text
     assert "'503': 2" in text
     assert "**After 1 of 10 measurements the engine was not empty again.**" in text
+
+
+def test_the_report_says_if_cold_models_ran_out(results: dict[str, Any]) -> None:
+    storm = next(one for one in results["measured"] if one["situation"] == STORM)
+    storm["beside"]["cold_left"] = 0
+    text = report.markdown(results)
+    assert "**In 1 of 2 storms there were no cold models left" in text
+
+
+def test_a_round_without_gaps_is_left_out_and_told(results: dict[str, Any]) -> None:
+    (long, *_), (quiet, *_) = (
+        [one for one in results["measured"] if one["situation"] == name]
+        for name in (LONG_SAME, QUIET)
+    )
+    del long["gap_ms"]
+    text = report.markdown(results)
+    assert "**In 1 of 10 measurements no client of the hot model got two tokens" in text
+    assert f"in time: {LONG_SAME} (round 1).**" in text
+    ratios = {line.name: line.measured.values for line in report.lines(results["measured"])}
+    assert ratios[f"{LONG_SAME} / quiet, p50"] == pytest.approx((1.2,))
+    del quiet["gap_ms"]
+    ratios = {line.name: line.measured.values for line in report.lines(results["measured"])}
+    assert len(ratios[f"{STORM} / quiet, p50"]) == 1
+
+
+def test_a_situation_without_any_gaps_has_a_report_too(results: dict[str, Any]) -> None:
+    for one in results["measured"]:
+        if one["situation"] == STORM:
+            del one["gap_ms"]
+    assert "| cold loads " in report.markdown(results)
+    assert not [line for line in report.lines(results["measured"]) if line.name.startswith(STORM)]
+    (axes,) = report.plots(results)["gaps"].get_axes()
+    assert len(axes.patches) == 4 * (len(SITUATIONS) - 1)
+
+
+# -- the clients and the run --------------------------------------------------------------
+
+
+def test_no_cold_model_is_asked_for_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("aiohttp", reason="the clients need it")
+    from benchmarks.isolation import clients as module
+
+    async def greedy(api: Any, asks: Any, *, seconds: float, **options: Any) -> list[Outcome]:
+        """As many requests as there are, but three at most for the storm's first time."""
+        taken = list(itertools.islice(asks, 3))
+        return [outcome(0.1, (0.2,), ask=ask) for ask in taken]
+
+    monkeypatch.setattr(module, "closed_loop", greedy)
+    clients = module.Clients("http://x", "hot", "other", ["a", "b", "c", "d"], ["the"], ["the"])
+    plan = vars(Plan(rounds=1, seconds=1.0, tokens=4, streams=1, tries=1))
+    told = [clients.run(situation=STORM, plan=plan)["beside"] for _ in range(3)]
+    assert [(one["requests"], one["models"], one["cold_left"]) for one in told] == [
+        *((3, 3, 1), (1, 1, 0), (0, 0, 0))
+    ]
+
+
+def test_what_was_measured_is_kept_when_the_run_is_interrupted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from benchmarks.isolation import __main__ as command
+
+    def interrupted(args: Any, plan: Plan, measured: list[dict[str, Any]]) -> None:
+        measured.append(entry(QUIET, 0, 10.0))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "measure", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        command.main(["--quick", "--output", str(tmp_path / "made.json")])
+    kept = json.loads((tmp_path / "made.incomplete.json").read_text())
+    assert [one["situation"] for one in kept["measured"]] == [QUIET]
+    assert not (tmp_path / "made.json").exists()
+
+
+def test_there_are_cold_models_for_the_whole_run() -> None:
+    plan = Plan(rounds=5, seconds=6.0, tokens=150, streams=4, tries=2)
+    assert plan.cold_models > 20 * 5 * 2 * 6
 
 
 def test_the_plot_has_bars_for_each_situation(results: dict[str, Any]) -> None:

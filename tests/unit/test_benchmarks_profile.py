@@ -98,7 +98,15 @@ def test_ops_are_those_of_the_last_runs() -> None:
 
 def _results() -> dict[str, Any]:
     parts = {"onnxruntime": 8.0, "sampling": 1.5, "rest of the engine thread": 0.5}
-    step = {"code": "now", "batch": 1, "round": 0, "step_ms": 10.0, "steps": 5, "parts": parts, "others": 0.01}
+    step = {
+        "code": "now",
+        "batch": 1,
+        "round": 0,
+        "step_ms": 10.0,
+        "steps": 5,
+        "parts": parts,
+        "others": 0.01,
+    }
     http = [
         {"code": "now", "way": way, "round": 0, "tokens_per_second": speed, "others": 0.0}
         | ({} if way == "engine" else {"event_loop_us": 30.0, "clients_us": 40.0})
