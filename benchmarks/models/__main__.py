@@ -4,7 +4,7 @@ with CTranslate2) and a plain FastAPI app with a dict of transformers models.
 
 100 models of GPT-2's real size, popular as words are (Zipf), caches for 10, 20 and 50 of them, 8
 clients that each ask again when they have their answer. Then the cliff: a small cache, and more
-and more models that are all asked alike.
+and more models, asked at random (all alike, or some more than others) and one after the other.
 """
 
 from __future__ import annotations
@@ -12,34 +12,37 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from benchmarks.common import cli
 from benchmarks.common.measuring import say
 from benchmarks.common.model import prepare
-from benchmarks.common.worker import Worker
 from benchmarks.models import library, measure, plan, report
 from benchmarks.models.serving import Load
 from gpt2serve.settings import memory_limit
 
 CLIFF = "cliff"
+QUICK_RATIOS, QUICK_TRAFFICS = (1.0, 4.0), (plan.ZIPF, plan.SCAN)
 ROUNDS, QUICK_ROUNDS = 2, 1
 MODELS, QUICK_MODELS = 100, 20
 CACHES, QUICK_CACHES = [10, 20, 50], [5]
-SECONDS, QUICK_SECONDS = 10.0, 6.0
+SECONDS, QUICK_SECONDS = 6.0, 5.0
 CLIFF_CACHE, QUICK_CLIFF_CACHE = 8, 4
-#: The cliff's measurements are shorter than the others by this factor: all of its models are
-#: asked alike, so that a few seconds show what many would.
+#: Fewer than there is room for models: one that is in use cannot be evicted, whatever the policy.
+CLIFF_CLIENTS, QUICK_CLIFF_CLIENTS = 4, 2
+#: The cliff's measurements are shorter than the others by this factor: they are many, of few
+#: models.
 CLIFF_SHARE = 0.4
-WARM_UP_SECONDS = 2.0
+WARM_UP_SECONDS, CLIFF_WARM_UP_SECONDS = 2.0, 1.0
 
 _EXAMPLES = f"""\
   python -m benchmarks.models --quick
-      {QUICK_MODELS} models, a cache for {QUICK_CACHES[0]}, {QUICK_ROUNDS} round: about 2 minutes
+      {QUICK_MODELS} models, a cache for {QUICK_CACHES[0]}, {QUICK_ROUNDS} round: about 3 minutes
   python -m benchmarks.models
-      {ROUNDS} rounds: about 14 minutes on two cores; take this for figures that you publish
+      {ROUNDS} rounds: about 15 minutes on two cores; more --seconds for figures that you publish
   python -m benchmarks.models --systems "{plan.GPT2SERVE.name}" --cache-models 10 30 --skip {CLIFF}
   python -m benchmarks.models --skip "{plan.RAY_CT2.name}" --zipf 0.7 --clients 32"""
 
@@ -52,7 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     say("preparing the models")
     assets = prepare(args.cache, [name for name in formats if name != plan.CHECKPOINT])
     models = library.make(assets, args.models, formats, args.cache / "many")
-    measured |= measure_all(args, systems, models)
+    with cli.keeping(args, measured):
+        measure_all(args, systems, models, measured)
     cli.finish(args, measured, report)
     return 0
 
@@ -82,6 +86,9 @@ def with_defaults(args: argparse.Namespace) -> argparse.Namespace:
     args.cache_models = args.cache_models or (QUICK_CACHES if short else CACHES)
     args.seconds = args.seconds or (QUICK_SECONDS if short else SECONDS)
     args.rounds = args.rounds or (QUICK_ROUNDS if short else ROUNDS)
+    args.cliff_ratios = QUICK_RATIOS if short else plan.RATIOS
+    args.cliff_clients = min(args.clients, QUICK_CLIFF_CLIENTS if short else CLIFF_CLIENTS)
+    args.cliff_traffics = QUICK_TRAFFICS if short else plan.TRAFFICS
     args.cliff_cache = QUICK_CLIFF_CACHE if short else CLIFF_CACHE
     return args
 
@@ -100,43 +107,69 @@ def installed(args: argparse.Namespace) -> list[plan.System]:
 
 
 def measure_all(
-    args: argparse.Namespace, systems: Sequence[plan.System], models: library.Library
-) -> dict[str, Any]:
+    args: argparse.Namespace,
+    systems: Sequence[plan.System],
+    models: library.Library,
+    measured: dict[str, Any],
+) -> None:
+    """Fills `measured` as it goes."""
     memory = memory_limit()
-    todo = plan.cells(systems, args.cache_models, models.sizes, memory)
-    names = ("models", "clients", "seconds", "zipf", "rounds", "cliff_cache")
-    facts = {name: getattr(args, name) for name in names}
-    with (
-        tempfile.TemporaryDirectory(prefix="gpt2serve-models-") as logs,
-        Worker("benchmarks.load.worker:Clients", {}) as clients,
-    ):
-        bench = measure.Bench(models, clients, args.threads, Path(logs))
+    cells = plan.cells(systems, args.cache_models, models.sizes, memory)
+    cliff = cliff_of(args, systems, models.sizes, memory)
+    names = ("models", "clients", "seconds", "zipf", "rounds", "cliff_cache", "cliff_clients")
+    measured |= {
+        **{name: getattr(args, name) for name in names},
+        "sizes": models.sizes,
+        "memory_limit": memory,
+        "left_out": [_left_out(cell.system.name, cell) for cell in cells if not cell.fits],
+        "cliff_left_out": [_left_out(one.name, cell) for one, cell, _ in cliff if not cell.fits],
+        **measure.new_results(),
+    }
+    with tempfile.TemporaryDirectory(prefix="gpt2serve-models-") as logs:
+        bench = measure.Bench(models, args.threads, Path(logs))
         load = Load(args.clients, args.seconds, WARM_UP_SECONDS, args.zipf)
-        return {
-            **facts,
-            "sizes": models.sizes,
-            "memory_limit": memory,
-            "left_out": [_left_out(cell) for cell in todo if not cell.fits],
-            "cells": measure.measure_cells(bench, load, todo, args.rounds),
-            "cliff": measure_cliff(args, systems, bench),
-        }
+        measure.measure_cells(bench, load, cells, args.rounds, measured)
+        short = replace(
+            load,
+            clients=args.cliff_clients,
+            seconds=CLIFF_SHARE * args.seconds,
+            warm_up=CLIFF_WARM_UP_SECONDS,
+        )
+        fitting = [one for one in cliff if one[1].fits]
+        measure.measure_cliff(bench, short, fitting, args.rounds, measured)
 
 
-def _left_out(cell: plan.Cell) -> dict[str, Any]:
-    return {"system": cell.system.name, "cache": cell.cache, "cache_bytes": cell.cache_bytes}
-
-
-def measure_cliff(
-    args: argparse.Namespace, systems: Sequence[plan.System], bench: measure.Bench
-) -> list[dict[str, Any]]:
-    variants = [one for one in plan.VARIANTS if one.system in systems]
-    steps = plan.steps(variants, args.cliff_cache, args.models)
-    if CLIFF in args.skip or not steps:
+def cliff_of(
+    args: argparse.Namespace,
+    systems: Sequence[plan.System],
+    sizes: Mapping[str, int],
+    memory: int,
+) -> list[tuple[plan.Variant, plan.Cell, list[plan.Step]]]:
+    """Each server at the cliff, its cache, and what it is asked."""
+    if CLIFF in args.skip:
         return []
-    say("the cliff")
-    load = Load(args.clients, CLIFF_SHARE * args.seconds, WARM_UP_SECONDS / 2, zipf=0.0)
-    return measure.measure_cliff(bench, load, variants, steps, args.rounds)
+    found = [
+        (
+            one,
+            plan.cliff_cell(one, args.cliff_cache, sizes, memory),
+            [
+                step
+                for step in plan.steps(one, args.cliff_cache, args.models, args.cliff_ratios)
+                if step.traffic in args.cliff_traffics
+            ],
+        )
+        for one in plan.VARIANTS
+        if one.system in systems
+    ]
+    return [one for one in found if one[2]]
+
+
+def _left_out(name: str, cell: plan.Cell) -> dict[str, Any]:
+    return {"system": name, "cache": cell.cache, "cache_bytes": cell.cache_bytes}
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -21,8 +21,7 @@ def findings(results: dict[str, Any]) -> str:
         *_range_of_ratios(chosen),
         *_capacity(results),
         *_resident(chosen),
-        *_few_requests(chosen.entries),
-        *_errors([*results["cells"], *results["cliff"]]),
+        *few_requests(chosen.entries),
     ]
     return "\n".join(f"- {sentence}" for sentence in found)
 
@@ -69,21 +68,11 @@ def _resident(chosen: Selection) -> Iterable[str]:
         yield f"{GPT2SERVE.name} counts bytes: at the end it held {selection.listed(held)} models."
 
 
-def _few_requests(entries: Sequence[dict[str, Any]]) -> Iterable[str]:
-    few = sorted({entry["system"] for entry in entries if entry["ok"] < _ENOUGH})
+def few_requests(entries: Sequence[dict[str, Any]]) -> Iterable[str]:
+    few = [entry for entry in entries if entry["ok"] < _ENOUGH]
     if few:
-        least = min(entry["ok"] for entry in entries)
+        names = sorted({entry["system"] for entry in few})
         yield (
-            f"{selection.listed(few)} answered fewer than {_ENOUGH} requests in a measurement "
-            f"({least} at least): p99 is then the slowest, or nearly."
+            f"{selection.listed(names)} answered fewer than {_ENOUGH} requests in a measurement "
+            f"({min(entry['ok'] for entry in few)} at least): p99 is then the slowest, or nearly."
         )
-
-
-def _errors(entries: Sequence[dict[str, Any]]) -> Iterable[str]:
-    for entry in entries:
-        name = f"{entry['system']}, cache for {entry['cache']}"
-        if "error" in entry:
-            yield f"{name}: the server did not start."
-        elif set(entry["codes"]) - {"ok"}:
-            codes = ", ".join(f"{count} {code}" for code, count in entry["codes"].items())
-            yield f"{name}: {codes}."

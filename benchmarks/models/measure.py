@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common.measuring import say
+from benchmarks.common.measuring import note_failure, say
 from benchmarks.common.servers import Server, ServerFailed
-from benchmarks.common.worker import Worker
-from benchmarks.models import serving
+from benchmarks.common.worker import WorkerFailed
+from benchmarks.models import plan, serving
 from benchmarks.models.library import Library
 from benchmarks.models.plan import Cell, Step, Variant
 
 Entry = dict[str, Any]
+#: Measures one entry after the other; closing it ends its server.
+Work = Generator[Entry, None, None]
+#: With what a system can fail: it does not start, its load does not run, HTTP does not work.
+#: URLError, HTTPError and TimeoutError are OSErrors.
+FAILURES = (ServerFailed, WorkerFailed, OSError, HTTPException)
 
 
 @dataclass(frozen=True)
@@ -23,7 +29,6 @@ class Bench:
     """What all measurements have in common. logs: a folder for what servers print."""
 
     library: Library
-    clients: Worker
     threads: int
     logs: Path
 
@@ -39,89 +44,107 @@ class Bench:
         )
 
 
+def new_results() -> dict[str, Any]:
+    """What the functions below fill while they measure, so that an interrupted run loses none."""
+    return {"cells": [], "cliff": [], "failed": {}}
+
+
 def measure_cells(
-    bench: Bench, load: serving.Load, plan: Sequence[Cell], rounds: int
-) -> list[Entry]:
-    """Each cell has a server of its own in each round, and the machine for itself.
-
-    A server that does not start costs its system one entry with the "error", no more.
-    """
-    measured = []
-    todo = [cell for cell in plan if cell.fits]
+    bench: Bench, load: serving.Load, cells: Sequence[Cell], rounds: int, results: dict[str, Any]
+) -> None:
+    """Each cell has a server of its own in each round, and the machine for itself."""
+    entries = results["cells"]
     for number in range(rounds):
-        for cell in todo:
-            entry = {"system": cell.system.name, "cache": cell.cache, "held": cell.held}
-            try:
-                figures = _measure_cell(bench, load, cell, number)
-            except ServerFailed as error:
-                say(f"{cell.system.name} failed: {error}")
-                figures = {"error": str(error)[-300:]}
-            measured.append({**entry, "round": number, **figures})
-            say(_progress(measured[-1], len(measured), rounds * len(todo)))
-    return measured
+        for cell in plan.in_order(cells, number):
+            where = {"system": cell.system.name, "cache": cell.cache}
+            work = _measure_cell(bench, load, cell, number)
+            _collect(work, entries, where, results["failed"], cell.label)
 
 
-def _measure_cell(bench: Bench, load: serving.Load, cell: Cell, number: int) -> Entry:
+def _measure_cell(bench: Bench, load: serving.Load, cell: Cell, number: int) -> Work:
     models = bench.library.models
     server, seconds = bench.start(cell)
-    with server:
+    with server, serving.new_clients() as clients:
         # The most popular come last, so that they are the most recently used.
         serving.fill(server.url, reversed(models[: cell.held]))
-        figures = load.measure(bench.clients, server, models, number)
+        figures = load.measure(clients, server, models, number)
         if cell.system.is_ours:
             figures["resident"] = serving.resident(server.url)
-        return {"start_seconds": seconds, **figures}
+        yield {"held": cell.held, "round": number, "start_seconds": seconds, **figures}
 
 
 def measure_cliff(
     bench: Bench,
     load: serving.Load,
-    variants: Sequence[Variant],
-    plan: Sequence[Step],
+    todo: Sequence[tuple[Variant, Cell, Sequence[Step]]],
     rounds: int,
-) -> list[Entry]:
-    """One server for each variant; those that are not measured sleep."""
-    measured = []
-    with ExitStack() as stack:
-        servers = {
-            variant.name: stack.enter_context(_cliff_server(bench, variant, plan[0].cache))
-            for variant in variants
-        }
-        for server in servers.values():  # what happens once happens now
-            serving.fill(server.url, bench.library.models[: plan[-1].models])
-        for number, step in _in_rounds(plan, rounds):
-            server, models = servers[step.variant], bench.library.models[: step.models]
-            # Twice: the first load of a process measures more bytes than the model has, and may
-            # take another one's place.
-            serving.fill(server.url, 2 * models[: step.cache])
-            figures = load.measure(bench.clients, server, models, number)
-            entry = {"system": step.variant, "models": step.models, "cache": step.cache}
-            measured.append({**entry, "ratio": step.ratio, "round": number, **figures})
-            say(_progress(measured[-1], len(measured), rounds * len(plan)))
-    return measured
+    results: dict[str, Any],
+) -> None:
+    """Each variant has a server of its own in each round, which takes all of its steps."""
+    entries = results["cliff"]
+    for number in range(rounds):
+        for variant, cell, steps in plan.rotated(todo, number):
+            work = _measure_steps(bench, load, variant, cell, steps, number)
+            _collect(work, entries, {"system": variant.name}, results["failed"], variant.label)
 
 
-def _cliff_server(bench: Bench, variant: Variant, cache: int) -> Server:
-    pinned = bench.library.models[: int(variant.pinned * cache)]
-    size = bench.library.sizes[variant.system.weights]
-    cell = Cell(variant.system, cache, held=cache, cache_bytes=cache * size, fits=True)
-    return bench.start(cell, pinned)[0]
+def _measure_steps(
+    bench: Bench,
+    load: serving.Load,
+    variant: Variant,
+    cell: Cell,
+    steps: Sequence[Step],
+    number: int,
+) -> Work:
+    models = bench.library.models
+    server, _ = bench.start(cell, models[: int(variant.pinned * cell.held)])
+    with server, serving.new_clients() as clients:
+        # What happens once for a model happens now: gpt2serve compares its hash, and the first
+        # load of a process measures more bytes than the model has.
+        most = max(step.models for step in steps)
+        serving.fill(server.url, models[: most if variant.system.is_ours else 1])
+        for step in steps:
+            serving.fill(server.url, plan.filling(step, models))
+            asked = models[: step.models]
+            one = load.like(step.traffic, variant.longer)
+            figures = one.measure(clients, server, asked, number)
+            place = {"traffic": step.traffic, "models": step.models, "ratio": step.ratio}
+            if variant.system.is_ours:
+                figures["resident"] = serving.resident(server.url)
+            yield {**place, "cache": step.cache, "round": number, **figures}
 
 
-def _in_rounds(plan: Sequence[Step], rounds: int) -> Iterator[tuple[int, Step]]:
-    return ((number, step) for number in range(rounds) for step in plan)
+def _collect(
+    work: Work,
+    entries: list[Entry],
+    where: Entry,
+    failed: dict[str, str],
+    label: str,
+) -> None:
+    """Add to `entries` what `work` measures, each with `where`, as soon as it is there.
+
+    A failure costs all entries that have `where`, also those of former rounds, so that what
+    stays is of every round; and what has failed once is not tried again. The same system may
+    still work elsewhere, with a smaller cache.
+    """
+    if label in failed:
+        return
+    try:
+        with closing(work):
+            for figures in work:
+                entries.append({**where, **figures})
+                say(f"{label}: {_progress(entries[-1])}")
+    except FAILURES as error:
+        note_failure(failed, label, error)
+        entries[:] = [entry for entry in entries if not where.items() <= entry.items()]
 
 
-def _progress(entry: Entry, done: int, count: int) -> str:
-    where = f"{done} of {count}: {entry['system']}, cache for {entry['cache']}"
-    if "ratio" in entry:
-        where += f", {entry['models']} models"
-    if "error" in entry:
-        return f"{where}: failed"
+def _progress(entry: Entry) -> str:
     latency = entry["end_to_end_ms"]
     p99 = "-" if latency is None else f"{latency['p99']:.0f} ms"
     hits = "-" if entry["hit_ratio"] is None else f"{entry['hit_ratio']:.0%}"
+    asked = f"{entry['models']} models, {entry['traffic']}, " if "traffic" in entry else ""
     return (
-        f"{where}: {entry['requests_per_second']:.1f} requests/s, p99 {p99}, hits {hits}; "
-        f"others took {entry['others']:.0%}"
+        f"{asked}round {entry['round'] + 1}, {entry['requests_per_second']:.1f} requests/s, "
+        f"p99 {p99}, hits {hits}; others took {entry['others']:.0%}"
     )

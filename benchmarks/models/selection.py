@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -32,6 +33,10 @@ def p99(entry: Entry) -> float | None:
     return latency(entry, "p99")
 
 
+def slowest(entry: Entry) -> float | None:
+    return latency(entry, "max")
+
+
 def latency(entry: Entry, rank: str) -> float | None:
     """Milliseconds; None if nothing was answered."""
     times = entry["end_to_end_ms"]
@@ -50,7 +55,7 @@ class Selection:
     """Entries of one table. `place` is the field along which a system is measured."""
 
     def __init__(self, entries: Iterable[Entry], place: str) -> None:
-        self.entries = [entry for entry in entries if "error" not in entry]
+        self.entries = list(entries)
         self._place = place
 
     @property
@@ -104,6 +109,15 @@ def percent(value: Measured | None) -> str:
 
 def gigabytes(value: Measured | None) -> str:
     return "-" if value is None or not value.median else f"{value.median / 1e9:.1f} GB"
+
+
+def errors(entries: Iterable[Entry]) -> str:
+    """How many answers were none, by code, in all rounds together."""
+    codes: Counter[str] = Counter()
+    for entry in entries:
+        codes.update(entry["codes"])
+    found = [f"{count} {code}" for code, count in sorted(codes.items()) if code != "ok"]
+    return ", ".join(found) or "none"
 
 
 def listed(names: Sequence[str]) -> str:

@@ -7,18 +7,18 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from benchmarks.common.machine import family
 from benchmarks.common.measuring import undisturbed
-from benchmarks.common.servers import Server, gpt2serve
+from benchmarks.common.servers import Server, ServerFailed, gpt2serve
 from benchmarks.common.worker import Worker
 from benchmarks.models import memory
 from benchmarks.models.library import Library
-from benchmarks.models.plan import CT2, System
+from benchmarks.models.plan import CT2, SCAN, ZIPF, System
 
 #: Ray routes by this header; nobody else reads it.
 MODEL_HEADER = "serve_multiplexed_model_id"
@@ -68,19 +68,38 @@ def resident(url: str) -> int:
     return int(float(line.split()[1]))
 
 
+def new_clients() -> Worker:
+    """A process for the load. Each server gets a new one: should it end, it costs one system."""
+    return Worker("benchmarks.models.clients:Clients", {})
+
+
 @dataclass(frozen=True)
 class Load:
-    """A closed loop: `clients` clients, each of which asks again when it has its answer."""
+    """A closed loop: `clients` clients, each of which asks again when it has its answer.
+
+    zipf: exponent of popularity. scan: models one after the other instead.
+    """
 
     clients: int
     seconds: float
     warm_up: float
     zipf: float
+    scan: bool = False
+
+    def like(self, traffic: str, longer: float = 1.0) -> Load:
+        """The same load with one of `plan.TRAFFICS`, and for `longer` times as long."""
+        exponent = self.zipf if traffic == ZIPF else 0.0
+        seconds = longer * self.seconds
+        return replace(self, seconds=seconds, zipf=exponent, scan=traffic == SCAN)
 
     def measure(
         self, clients: Worker, server: Server, models: Sequence[str], seed: int
     ) -> dict[str, Any]:
-        """The figures of one measurement, and the server's memory at its end."""
+        """The figures of one measurement, and the server's memory at its end.
+
+        Raises `ServerFailed` if no request went well. That there was none to count is no failure:
+        all clients still waited for what they had asked while the server warmed up.
+        """
         run = partial(
             clients.call,
             "run",
@@ -91,11 +110,14 @@ class Load:
                 "extra_headers": {MODEL_HEADER: "{model}"},
             },
             mix={"models": list(models), "zipf": self.zipf, "seed": seed},
-            load={"clients": self.clients},
+            scan=self.scan,
+            clients=self.clients,
             seconds=self.seconds,
             warm_up=self.warm_up,
         )
         figures = undisturbed(run, [clients.pid, server.pid], TRIES)
+        if figures["requests"] and not figures["ok"]:
+            raise ServerFailed(f"No request went well: {figures['codes']}")
         return figures_of(figures) | {"memory": memory.of_processes(family(server.pid))}
 
 

@@ -29,9 +29,10 @@ def _cells_table(results: dict[str, Any]) -> str:
             elif (system.name, cache) in left_out:
                 needed = left_out[system.name, cache]["cache_bytes"]
                 note = f"does not fit: {needed / 1e9:.1f} GB"
-                rows.append((str(cache), system.name, note, *["-"] * 6))
-    header = ("cache", "system", "requests/s", "tokens/s", "p50", "p99", "was loaded")
-    return tables.table((*header, "memory if files differ", "here"), rows) if rows else ""
+                rows.append((str(cache), system.name, note, *["-"] * 8))
+    header = ("cache", "system", "requests/s", "tokens/s", "p50", "p99", "max", "hits")
+    more = ("errors", "memory if files differ", "here")
+    return tables.table((*header, *more), rows) if rows else ""
 
 
 def _cell_row(chosen: Selection, system: str, cache: int) -> tuple[str, ...]:
@@ -48,7 +49,9 @@ def _cell_row(chosen: Selection, system: str, cache: int) -> tuple[str, ...]:
         selection.text(of(selection.tokens), 0),
         selection.text(of(selection.p50), 0, " ms"),
         selection.text(of(selection.p99), 0, " ms"),
+        selection.text(of(selection.slowest), 0, " ms"),
         selection.percent(of(selection.hits)),
+        selection.errors(chosen.at(system, cache)),
         selection.gigabytes(of(selection.mapped)),
         selection.gigabytes(of(selection.shared)),
     )

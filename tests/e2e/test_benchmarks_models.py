@@ -5,14 +5,12 @@ from __future__ import annotations
 import importlib.util
 import shutil
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from benchmarks.common.model import ROOT, Assets
-from benchmarks.common.worker import Worker
 from benchmarks.models import library, measure, plan, serving
 from benchmarks.models.library import Library
 
@@ -33,14 +31,20 @@ def models(sample_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Libr
 
 
 @pytest.fixture
-def bench(models: Library, tmp_path: Path) -> Iterator[measure.Bench]:
+def bench(models: Library, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> measure.Bench:
     pytest.importorskip("aiohttp")
-    with Worker("benchmarks.load.worker:Clients", {}) as clients:
-        yield measure.Bench(models, clients, threads=1, logs=tmp_path)
+    monkeypatch.setattr(serving, "TRIES", 1)  # figures do not matter here
+    return measure.Bench(models, threads=1, logs=tmp_path)
 
 
 def _cells(models: Library, system: plan.System) -> list[plan.Cell]:
     return plan.cells([system], [CACHE], models.sizes, memory=10**12)
+
+
+def _measured(bench: measure.Bench, cells: list[plan.Cell]) -> dict[str, Any]:
+    results = measure.new_results()
+    measure.measure_cells(bench, LOAD, cells, 1, results)
+    return results
 
 
 def _check(entry: dict[str, Any]) -> None:
@@ -52,7 +56,7 @@ def _check(entry: dict[str, Any]) -> None:
 
 
 def test_a_closed_loop_over_more_models_than_fit(bench: measure.Bench, models: Library) -> None:
-    (entry,) = measure.measure_cells(bench, LOAD, _cells(models, plan.GPT2SERVE), rounds=1)
+    (entry,) = _measured(bench, _cells(models, plan.GPT2SERVE))["cells"]
     _check(entry)
     assert (entry["system"], entry["cache"], entry["round"]) == (plan.GPT2SERVE.name, CACHE, 0)
     assert 0 < entry["hit_ratio"] < 1
@@ -62,26 +66,44 @@ def test_a_closed_loop_over_more_models_than_fit(bench: measure.Bench, models: L
 
 def test_the_cliff_hits_always_while_all_models_fit(bench: measure.Bench) -> None:
     variant = plan.Variant("lru", plan.GPT2SERVE, (0.5, 3.0))
-    points = plan.steps([variant], CACHE, MODELS)
-    small, large = measure.measure_cliff(bench, LOAD, [variant], points, rounds=1)
-    assert (small["models"], small["hit_ratio"]) == (1, 1.0)
-    assert large["models"] == MODELS
-    assert large["hit_ratio"] < 1
+    hits = _hits_at_the_cliff(bench, variant, CACHE)
+    for traffic in plan.TRAFFICS:
+        assert hits[traffic, 1] == 1.0
+        assert hits[traffic, MODELS] < 1
+    assert hits[plan.SCAN, MODELS] == 0  # what LRU is worst at
+
+
+def test_pins_give_hits_where_lru_has_none(bench: measure.Bench) -> None:
+    # Small models, of which the first is measured as two.
+    variant = plan.Variant("pinned", plan.GPT2SERVE, (MODELS / 4,), pinned=0.25)
+    hits = _hits_at_the_cliff(bench, variant, cache=4)
+    assert hits[plan.SCAN, MODELS] == pytest.approx(1 / MODELS, abs=0.05)
+
+
+def _hits_at_the_cliff(
+    bench: measure.Bench, variant: plan.Variant, cache: int
+) -> dict[tuple[str, int], float]:
+    """By traffic and number of models."""
+    cell = plan.cliff_cell(variant, cache, bench.library.sizes, memory=10**12)
+    points = plan.steps(variant, cache, MODELS, variant.ratios)
+    results = measure.new_results()
+    measure.measure_cliff(bench, LOAD, [(variant, cell, points)], 1, results)
+    assert not results["failed"]
+    return {(one["traffic"], one["models"]): one["hit_ratio"] for one in results["cliff"]}
 
 
 def test_requests_and_hits_are_those_that_the_server_counts(
-    bench: measure.Bench, models: Library, monkeypatch: pytest.MonkeyPatch
+    bench: measure.Bench, models: Library
 ) -> None:
-    monkeypatch.setattr(serving, "TRIES", 1)
     load = serving.Load(clients=3, seconds=1.5, warm_up=0, zipf=1.0)
     server, seconds = bench.start(_cells(models, plan.GPT2SERVE)[0])
-    with server:
+    with server, serving.new_clients() as clients:
         assert seconds > 0
         assert serving.resident(server.url) == 0
         serving.fill(server.url, models.models)
         before = _wanted(server.url)
         assert sum(before.values()) == MODELS
-        entry = load.measure(bench.clients, server, models.models, seed=0)
+        entry = load.measure(clients, server, models.models, seed=0)
         after = _wanted(server.url)
     hits, misses = (after[name] - before[name] for name in ("hits", "misses"))
     assert hits + misses == entry["requests"] == entry["ok"]
@@ -98,19 +120,25 @@ def _wanted(url: str) -> dict[str, int]:
     }
 
 
-def test_a_server_that_does_not_start_costs_one_entry(
-    bench: measure.Bench, models: Library
-) -> None:
+def test_a_server_that_does_not_start_costs_no_other(bench: measure.Bench, models: Library) -> None:
     (cell,) = _cells(models, plan.GPT2SERVE)
-    broken = plan.Cell(cell.system, CACHE, CACHE, cache_bytes=0, fits=True)
-    (entry,) = measure.measure_cells(bench, LOAD, [broken], rounds=1)
-    assert "model" in entry["error"]
+    broken = plan.Cell(cell.system, 1, 1, cache_bytes=0, fits=True)
+    results = _measured(bench, [broken, cell])
+    assert [entry["cache"] for entry in results["cells"]] == [CACHE]
+    assert "model" in results["failed"]["gpt2serve int8, cache for 1"]
 
 
 @pytest.mark.skipif(
     importlib.util.find_spec("fastapi") is None, reason="needs fastapi: pip install fastapi"
 )
 def test_the_fastapi_peer_answers_the_same_load(bench: measure.Bench, models: Library) -> None:
-    (entry,) = measure.measure_cells(bench, LOAD, _cells(models, plan.FASTAPI), rounds=1)
+    (entry,) = _measured(bench, _cells(models, plan.FASTAPI))["cells"]
     _check(entry)
     assert 0 <= entry["hit_ratio"] <= 1
+
+
+@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs ray: the bench extra")
+def test_the_ray_peer_answers_the_same_load(bench: measure.Bench, models: Library) -> None:
+    (entry,) = _measured(bench, _cells(models, plan.RAY_TRANSFORMERS))["cells"]
+    _check(entry)
+    assert 0 < entry["hit_ratio"] < 1

@@ -23,18 +23,16 @@ class Models:
     def __init__(self, checkpoints: Path, limit: int) -> None:
         self._checkpoints = checkpoints
         self._limit = limit
-        self._loaded: OrderedDict[str, TransformersModel] = OrderedDict()
+        self._loaded: OrderedDict[str, wire.Loaded] = OrderedDict()
 
-    def get(self, name: str) -> tuple[TransformersModel, float]:
-        """The model and the seconds that loading took, 0 if it was there."""
+    def get(self, name: str) -> wire.Loaded:
         if name in self._loaded:
             self._loaded.move_to_end(name)
-            return self._loaded[name], 0.0
-        begin = time.perf_counter()
+            return self._loaded[name]
         if len(self._loaded) >= self._limit:
             self._loaded.popitem(last=False)
-        self._loaded[name] = TransformersModel(self._checkpoints / name)
-        return self._loaded[name], time.perf_counter() - begin
+        self._loaded[name] = wire.Loaded(TransformersModel(self._checkpoints / name))
+        return self._loaded[name]
 
 
 def create_app(models: Models) -> FastAPI:
@@ -48,9 +46,10 @@ def create_app(models: Models) -> FastAPI:
     @app.post("/generate")
     def generate(body: dict[str, Any]) -> dict[str, Any]:  # in FastAPI's thread pool
         wish = wire.Wish.read(body)
+        asked = time.perf_counter()
         with lock:
-            model, load_seconds = models.get(wish.model)
-            return wire.answer(wish, model.generate(wish), load_seconds)
+            loaded = models.get(wish.model)
+            return wire.answer(wish, loaded.model.generate(wish), loaded.waited(asked))
 
     return app
 

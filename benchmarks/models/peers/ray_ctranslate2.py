@@ -8,7 +8,7 @@ from pathlib import Path
 from benchmarks.models.peers import ray_serving, wire
 
 
-def load(checkpoints: Path, ct2: Path, threads: int, model_id: str) -> ray_serving.Model:
+def load(checkpoints: Path, ct2: Path, threads: int, model_id: str) -> wire.Model:
     from benchmarks.models.peers.ctranslate2_model import CTranslate2Model
 
     return CTranslate2Model(ct2 / model_id / "int8", checkpoints / model_id, threads)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import shutil
 import signal
 import tempfile
 import threading
-import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Protocol
+from functools import partial
+from typing import Any
 
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # read when ray is imported
 
@@ -19,7 +17,8 @@ import ray as ray_package
 from ray import serve as ray_serve
 from starlette.requests import Request
 
-from benchmarks.models.peers.wire import Text, Wish, answer
+from benchmarks.models.peers.replica import Replica
+from benchmarks.models.peers.wire import Loaded, Model, Wish
 
 #: Ray's decorators have no types of their own.
 ray: Any = ray_package
@@ -28,20 +27,12 @@ serve: Any = ray_serve
 #: Requests that the one replica takes at a time: more than there are clients, so that a request
 #: whose model is there does not wait outside behind one whose model must be loaded.
 MAX_ONGOING_REQUESTS = 256
-#: A model that is there is handed over in microseconds, a load takes tens of milliseconds.
-_HIT_SECONDS = 0.002
-
-
-class Model(Protocol):
-    def generate(self, wish: Wish) -> Text: ...
 
 
 def application(load: Callable[[str], Model], *, cache: int, threads: int) -> Any:
     """One replica that keeps `cache` models, least recently used out.
 
-    The limit is an argument of a decorator, so the class is made here. Whatever blocks runs in
-    threads, as Ray Serve asks for: loads beside everything else, and texts one at a time,
-    because each computes with all threads.
+    The limit is an argument of a decorator, so the class is made here.
     """
 
     @serve.deployment(
@@ -51,23 +42,18 @@ def application(load: Callable[[str], Model], *, cache: int, threads: int) -> An
     )
     class Multiplexed:
         def __init__(self) -> None:
-            self._computing = ThreadPoolExecutor(1)
+            self._replica = Replica(load)
 
-        @serve.multiplexed(max_num_models_per_replica=cache)  # type: ignore[untyped-decorator]
-        async def get_model(self, model_id: str) -> Model:
-            loop = asyncio.get_running_loop()
-            return await loop.run_in_executor(self._computing, load, model_id)
+        @serve.multiplexed(max_num_models_per_replica=cache)
+        async def get_model(self, model_id: str) -> Loaded:
+            return await self._replica.load(model_id)
 
         async def __call__(self, request: Request) -> dict[str, Any]:
             if request.method == "GET":
                 return {"status": "ready"}
             wish = Wish.read(await request.json())
-            begin = time.perf_counter()
-            model = await self.get_model(serve.get_multiplexed_model_id())
-            waited = time.perf_counter() - begin
-            loop = asyncio.get_running_loop()
-            made = await loop.run_in_executor(self._computing, model.generate, wish)
-            return answer(wish, made, waited if waited > _HIT_SECONDS else 0.0)
+            get = partial(self.get_model, serve.get_multiplexed_model_id())
+            return await self._replica.answer(wish, get)
 
     deployment: Any = Multiplexed
     return deployment.bind()

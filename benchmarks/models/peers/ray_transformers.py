@@ -8,7 +8,7 @@ from pathlib import Path
 from benchmarks.models.peers import ray_serving, wire
 
 
-def load(checkpoints: Path, threads: int, model_id: str) -> ray_serving.Model:
+def load(checkpoints: Path, threads: int, model_id: str) -> wire.Model:
     import torch
 
     from benchmarks.models.peers.transformers_model import TransformersModel

@@ -6,10 +6,11 @@ Bodies are those of this project's `POST /generate`, so that one load client dri
 from __future__ import annotations
 
 import argparse
+import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 #: How every system samples: the defaults that gpt2export writes into a package.
 TEMPERATURE, TOP_K = 0.7, 50
@@ -37,6 +38,25 @@ class Text:
     text: str
     prompt_tokens: int
     tokens: int
+
+
+class Model(Protocol):
+    def generate(self, wish: Wish) -> Text: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A model that was loaded just now. at: when, by `time.perf_counter`."""
+
+    model: Model
+    at: float = field(default_factory=time.perf_counter)
+
+    def waited(self, asked: float) -> float:
+        """Seconds that a request of that time waited for the load; 0 if it had ended before.
+
+        Who comes while another request has the model loaded waits too, as in gpt2serve.
+        """
+        return max(0.0, self.at - asked)
 
 
 def answer(wish: Wish, made: Text, load_seconds: float) -> dict[str, Any]:
