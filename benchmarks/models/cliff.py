@@ -24,9 +24,10 @@ def section(results: dict[str, Any]) -> str:
         f"### The cliff\n\nA cache for {results['cliff_cache']} models, {results['cliff_clients']} "
         "clients, and as many models asked as the first column says, in several ways. *At best* is "
         "the share of requests that finds its model in memory if the most asked models are never "
-        "evicted: whoever does not know what comes next can do no better. *half pinned* never evicts half of the cache, the most "
-        "asked models if some are asked more than others (`--pin`). gpt2serve's cache is one of "
-        "bytes: *models held* is how many it had at the end, which may be more than those.",
+        "evicted: whoever does not know what comes next can do no better. *half pinned* never "
+        "evicts half of the cache, the most asked models if some are asked more than others "
+        "(`--pin`). gpt2serve's cache is one of bytes: *models held* is how many it had at the "
+        "end, which may be more than those.",
         left_out,
         "![Requests a second against models over cache size](benchmarks/models-cliff.svg)",
         "![Hits against models over cache size](benchmarks/models-hits.svg)",

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _STYLES = {"ray ctranslate2": "--", PINNED.name: "--"}
+_MARKS = {SAME_BYTES.name: "*", PINNED.name: "s"}
 
 
 def throughput(results: dict[str, Any]) -> Figure:
@@ -74,6 +75,6 @@ def _lines(axes: Axes, chosen: Selection, figure: selection.Figure) -> None:
     for system in chosen.systems:
         places, values = chosen.line(system, figure)
         style = next((style for name, style in _STYLES.items() if system.startswith(name)), "-")
-        mark = "*" if system == SAME_BYTES.name else "o"
+        mark = _MARKS.get(system, "o")
         axes.plot(places, values, style, marker=mark, color=plots.colour(system), label=system)
     axes.set_ylim(bottom=0)

@@ -126,7 +126,7 @@ def test_the_cliff_goes_from_half_the_cache_to_four_times_as_much(traffic: str) 
 
 
 def test_the_cliff_needs_no_more_models_than_there_are() -> None:
-    assert {p.models for p in plan.steps(LRU, cache=8, models=12)} == {4, 8, 12}
+    assert {p.models for p in plan.steps(LRU, cache=8, models=16)} == {4, 8, 16}
 
 
 def test_the_cliff_leaves_out_what_does_not_fit() -> None:

@@ -451,7 +451,7 @@ def test_a_cancelled_wait_makes_room_for_the_next_at_once(
 
 
 def test_preload_and_pin(opened: Callable[..., Engine], loads: Loads) -> None:
-    engine = opened(model_cache_bytes=160, preload=("b",), pin=("a",))
+    engine = opened(model_cache_bytes=250, preload=("b",), pin=("a",))
     engine.start()
     assert loads.names == ["a", "b"]
     engine.generate("c", "x")
@@ -551,7 +551,7 @@ def test_who_waits_for_room_that_was_pinned_away_is_told(
 ) -> None:
     gate = Gate()
     loads.make = lambda model: gate if model == "a" else FakeRunner()
-    # The fake takes no memory, so "a" is measured at half of what was predicted: 50.
+    # The fake takes no memory, so "a" counts with what was predicted: 100.
     engine = opened(model_cache_bytes=120)
     engine.start()
     running, _ = in_thread(lambda: engine.generate("a", "abc", SamplingParams(max_new_tokens=2)))

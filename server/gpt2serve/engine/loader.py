@@ -87,7 +87,8 @@ def resident_bytes() -> int:
 def _plausible(measured: int, predicted: int) -> int:
     """What was measured, unless others' memory must be in it.
 
-    The process's memory also moves with running requests' KV cache while a model loads, so
-    a measurement far from the exporter's own is not believed.
+    The process grows by less than a model takes where the model finds memory that an evicted one
+    has left, and by more if a KV cache grew meanwhile. So the exporter's own figure is the least
+    that counts: else a cache for five models would hold eight, and the budget would be broken.
     """
-    return min(max(measured, predicted // 2), predicted * 2)
+    return min(max(measured, predicted), predicted * 2)
