@@ -32,8 +32,8 @@ PACKAGES = (
     "fastapi",
     "aiohttp",
 )
-#: What a run of benchmarks writes itself, so that the next one still names a clean commit.
-_MADE_BY_BENCHMARKS = ("benchmarks/results", "docs/benchmarks", "docs/benchmarks.md", "README.md")
+#: What a run of benchmarks writes itself, and other pages: none of it changes a figure.
+_NO_CODE = ("benchmarks/results", "docs", "README.md", "CHANGELOG.md")
 #: Instruction sets that decide how fast int8 is.
 _EXTENSIONS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm")
 
@@ -63,12 +63,12 @@ def version(package: str) -> str | None:
 
 
 def commit() -> str:
-    """Short hash of HEAD, with a + if code differs from it; new files count, results do not."""
+    """Short hash of HEAD, with a + if code differs from it; new files count, pages do not."""
     head = _git("rev-parse", "--short", "HEAD")
     if not head:
         return "not committed"
-    made = [f":(exclude,top){name}" for name in _MADE_BY_BENCHMARKS]
-    return head + ("+" if _git("status", "--porcelain", "--", ":/", *made) else "")
+    others = [f":(exclude,top){name}" for name in _NO_CODE]
+    return head + ("+" if _git("status", "--porcelain", "--", ":/", *others) else "")
 
 
 def _git(*arguments: str) -> str:
