@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 
 from benchmarks.common import cli, copies, limits, model, plots, results
 from benchmarks.common.model import ROOT, Assets
+from gpt2serve.engine.runner import share_thread_pool
 from gpt2serve.package import MANIFEST_FILE
 
 SAMPLE = ROOT / "samples" / "george-washington"
@@ -244,6 +246,23 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "_INT8_SHAPE", (4, 32, 8))
     monkeypatch.setattr(limits, "_INT8_TRIES", 3)
     monkeypatch.setattr(limits, "_INT8_REPEATS", 5)
+    _share_threads(monkeypatch)
+
+
+def _share_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Engines in other tests of this process make onnxruntime refuse threads of a session's own.
+
+    The benchmark has a process to itself.
+    """
+    share_thread_pool(1)
+    original = onnxruntime.SessionOptions
+
+    def options() -> onnxruntime.SessionOptions:
+        made = original()
+        made.use_per_session_threads = False
+        return made
+
+    monkeypatch.setattr(onnxruntime, "SessionOptions", options)
 
 
 @pytest.mark.usefixtures("small")

@@ -2,7 +2,7 @@
 
 The k largest group maxima bound the k-th largest value from below, so everything that can
 be among the k largest is at least that bound and lies in one of those groups. One pass for
-the maxima and a look into few groups takes a twelfth of the time of `np.argpartition`
+the maxima and a look into few groups takes a small part of the time of `np.argpartition`
 (`docs/decisions/0005-sampling.md`).
 """
 
