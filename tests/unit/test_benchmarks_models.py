@@ -286,6 +286,8 @@ def test_what_was_measured_before_an_interruption_is_saved(
     monkeypatch.setattr(command.library, "make", lambda *_: _Bench.library)
     monkeypatch.setattr(command, "memory_limit", lambda: 24 * GB)
     monkeypatch.setattr(measure, "Bench", lambda *_: bench)
+    # None is started here, so none needs to be installed.
+    monkeypatch.setattr(command, "installed", lambda _: [GPT2SERVE, FASTAPI])
     file = tmp_path / "models.json"
     with pytest.raises(KeyboardInterrupt):
         command.main(["--output", str(file), "--systems", GPT2SERVE.name, FASTAPI.name])
