@@ -183,7 +183,4 @@ def answer(times: ServerTimes, wishes: Wishes, plan: Plan, results: dict[str, An
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        sys.exit(130)
+    sys.exit(cli.run(main))

@@ -49,11 +49,9 @@ def test_what_is_measured_and_what_is_predicted_are_about_the_same_requests(
     assert all(0 <= one["others"] <= 1 for one in watched)
     assert 0 < times.load < 5
     assert 0 < times.decode[0][1] < 1
-    assert size / 2 <= times.model_bytes <= size * 2
+    assert size <= times.model_bytes <= size * 2
     assert told["measured"]["requests"] == told["predicted"]["requests"] > 10
     assert told["measured"]["failed"] == told["predicted"]["failed"] == 0
     assert 0 < told["measured"]["hit_ratio"] <= 1
-    # While such a small model is being loaded, the server reserves twice of what it then counts,
-    # which the simulation does not know. And other tests may be running.
-    assert told["predicted"]["hit_ratio"] == pytest.approx(told["measured"]["hit_ratio"], abs=0.4)
+    assert told["predicted"]["hit_ratio"] == pytest.approx(told["measured"]["hit_ratio"], abs=0.3)
     assert told["errors"].keys() >= {"tokens_per_second", "hit_ratio", "first_ms p50"}
