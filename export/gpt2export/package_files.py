@@ -17,6 +17,9 @@ from gpt2export.smooth import Ranges
 from gpt2serve import package
 from gpt2serve.package import Dimensions, Manifest, Precision, Target
 
+#: What onnxruntime's session takes besides the weights, measured.
+SESSION_BYTES = 2**20
+
 
 def write_model(
     folder: Path, checkpoint: Checkpoint, precision: Precision, ranges: Ranges | None = None
@@ -90,26 +93,15 @@ def source_of(name: str, sha256: str) -> package.Source:
 
 
 def bytes_needed(dimensions: Dimensions, precision: Precision) -> int:
-    """Memory of the loaded model, from its weights.
+    """Private memory of the loaded model, from its weights.
 
-    onnxruntime repacks each matrix for the processor and lets go of the original. The LM head
-    is repacked too, but its original stays: the embedding reads from it. A GPU keeps one copy.
+    onnxruntime repacks each matrix for the processor into memory of its own and lets go of the
+    original. What it leaves as it is stays mapped from the file, as pages that are shared and
+    that the kernel can drop.
     """
-    specs = weights_layout(dimensions, precision)
-    embedding = _size(specs, "wte.weight")
-    weights = sum(spec.nbytes for spec in specs)
-    return weights if precision == "fp16" else weights + embedding
-
-
-def _size(specs: tuple[TensorSpec, ...], name: str) -> int:
-    return next(spec.nbytes for spec in specs if spec.name == name)
+    return sum(spec.nbytes for spec in weights_layout(dimensions, precision)) + SESSION_BYTES
 
 
 def _file_entries(folder: Path) -> dict[str, package.FileEntry]:
     names = (package.GRAPH_FILE, package.WEIGHTS_FILE, package.TOKENIZER_FILE)
-    return {
-        name: package.FileEntry(
-            bytes=(folder / name).stat().st_size, sha256=package.sha256_of(folder / name)
-        )
-        for name in names
-    }
+    return {name: package.file_entry(folder / name) for name in names}

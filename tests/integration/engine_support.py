@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -175,6 +176,12 @@ def assert_idle(engine: Engine) -> None:
     for problem in problems:
         raise problem
     assert engine._admitted == 0
+
+
+def resident_bytes() -> int:
+    """Resident memory of this process."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def wait_until(condition: Callable[[], bool], timeout: float = PATIENCE) -> None:

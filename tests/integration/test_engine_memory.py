@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from gpt2serve import Engine, SamplingParams
-from gpt2serve.engine.loader import resident_bytes
 from gpt2serve.errors import ModelLoadFailed
 from gpt2serve.package import WEIGHTS_FILE, package_path
 from tests.integration.engine_support import (
@@ -20,6 +19,7 @@ from tests.integration.engine_support import (
     assert_idle,
     copy_model,
     open_engine,
+    resident_bytes,
     send,
 )
 
@@ -49,7 +49,7 @@ def test_loading_and_unloading_does_not_leak(
     A package takes 4 MB in memory and its keys and values are of that order too: what is
     kept of each cycle by mistake shows up 60 times.
     """
-    monkeypatch.setattr("gpt2serve.engine.loader._plausible", lambda _, predicted: predicted)
+    monkeypatch.setattr("gpt2serve.engine.loader.counted", lambda _, predicted: predicted)
     models = (REAGAN, JEFFERSON, WASHINGTON)
     for model in models:
         copy_model(sample_store, model, tmp_path)

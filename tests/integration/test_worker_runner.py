@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,17 +11,25 @@ import pytest
 
 from gpt2serve.engine.kv_cache import KVShape
 from gpt2serve.engine.memory import HostMemory
-from gpt2serve.engine.runner import Batch, Floats, Runner
+from gpt2serve.engine.runner import Batch, Floats, Runner, Shapes
+from gpt2serve.errors import CorruptPackage
 from gpt2serve.package import package_path, read_manifest
-from tests.integration.engine_support import REAGAN, THREADS
+from tests.integration.engine_support import REAGAN, THREADS, WASHINGTON
 
 VOCABULARY = 4095
 
 
-@pytest.fixture(scope="module", params=["int8", "fp32"])
+@pytest.fixture(scope="module", params=["int8", "fp32", "unpacked"])
 def runner(request: pytest.FixtureRequest, sample_store: Path) -> Runner:
-    package = package_path(sample_store, REAGAN, "cpu", request.param)
-    return Runner.load(package, read_manifest(package), device="cpu", threads=THREADS)
+    if request.param == "unpacked":
+        return load(sample_store, "int8", Shapes())
+    return load(sample_store, request.param)
+
+
+def load(store: Path, precision: str, shapes: Shapes | None = None) -> Runner:
+    package = package_path(store, REAGAN, "cpu", precision)
+    manifest = read_manifest(package)
+    return Runner.load(package, manifest, device="cpu", threads=THREADS, shapes=shapes)
 
 
 def prompts(*lengths: int, seed: int = 1) -> list[list[int]]:
@@ -144,3 +153,71 @@ def test_logits_are_not_all_the_same(runner: Runner) -> None:
     one, two = (prefill(runner, prompt, 16)[1] for prompt in prompts(9, 9))
     assert not np.array_equal(one, two)
     assert np.isfinite(one).all()
+
+
+# -- unpacked and packed -----------------------------------------------------------------------
+
+
+def test_a_model_can_be_packed_between_two_steps(sample_store: Path) -> None:
+    """Every combination of forms gives the bits of the packed one."""
+    whole = load(sample_store, "int8")
+    assert whole.packed
+    expected = generation(whole, pack_before=None)
+    for step in (0, 1, 2, 5):
+        switching = load(sample_store, "int8", Shapes())
+        assert not switching.packed
+        logits = generation(switching, pack_before=step)
+        assert switching.packed
+        assert np.array_equal(logits, expected)
+
+
+def generation(runner: Runner, pack_before: int | None) -> Floats:
+    """Logits of three rows over six steps; the model is packed before one of them."""
+    batch = runner.new_batch(KVShape(3, 32), HostMemory())
+    rows = prompts(9, 1, 17)
+    lengths = np.array([len(row) for row in rows], dtype=np.int32)
+    logits = []
+    for step in range(6):
+        if step == pack_before:
+            runner.use(runner.pack())
+        if step == 0:
+            made = runner.prefill(batch, rows, 0)
+        else:
+            lengths += 1
+            made = runner.decode(batch, made.argmax(axis=1).tolist(), lengths)
+        logits.append(made.copy())
+    return np.stack(logits)
+
+
+def test_models_of_one_shape_share_what_has_no_weights(sample_store: Path) -> None:
+    shapes = Shapes()
+    one, other = load(sample_store, "int8", shapes), load(sample_store, "int8", shapes)
+    assert one._form.session is other._form.session
+    one.use(one.pack())
+    assert one._form.session is not other._form.session
+
+
+def test_pages_that_were_dropped_come_back(sample_store: Path) -> None:
+    runner = load(sample_store, "int8", Shapes())
+    expected = generation(runner, pack_before=None)
+    runner.drop_pages()
+    assert np.array_equal(generation(runner, pack_before=None), expected)
+    runner.use(runner.pack())
+    runner.drop_pages()
+    assert np.array_equal(generation(runner, pack_before=None), expected)
+
+
+def test_a_package_that_was_replaced_is_not_packed(sample_store: Path, tmp_path: Path) -> None:
+    """The old version goes on as it is: its name leads to other weights now."""
+    package = package_path(tmp_path, REAGAN, "cpu", "int8")
+    shutil.copytree(package_path(sample_store, REAGAN, "cpu", "int8"), package)
+    runner = load(tmp_path, "int8", Shapes())
+    expected = generation(runner, pack_before=None)
+    other = package_path(sample_store, WASHINGTON, "cpu", "int8")
+    shutil.copytree(other, tmp_path / "new")
+    package.rename(tmp_path / "old")
+    (tmp_path / "new").rename(package)
+    with pytest.raises(CorruptPackage, match="was replaced"):
+        runner.pack()
+    shutil.rmtree(tmp_path / "old")
+    assert np.array_equal(generation(runner, pack_before=None), expected)

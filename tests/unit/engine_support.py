@@ -220,10 +220,15 @@ class FakeBatch:
 
 
 class FakeRunner:
-    """Computes `fake_logits` of what is in the cache. `fail_at` numbers steps that raise."""
+    """Computes `fake_logits` of what is in the cache. `fail_at` numbers steps that raise.
 
-    def __init__(self, salt: int = 0) -> None:
+    `packed=False` is a model that can be packed; `pack` may be replaced to hold it up.
+    """
+
+    def __init__(self, salt: int = 0, *, packed: bool = True) -> None:
         self.manifest = manifest()
+        self.packed = packed
+        self.rested = 0
         self.salt = salt
         self.steps = 0
         self.fail_at: set[int] = set()
@@ -231,9 +236,21 @@ class FakeRunner:
         self.prefills: list[tuple[int, int]] = []
 
     @classmethod
-    def load(cls, package: Path, manifest: Manifest, *, device: str, threads: int) -> FakeRunner:
+    def load(cls, package: Path, manifest: Manifest, **options: Any) -> FakeRunner:
         """Takes the place of `Runner.load`."""
         return cls()
+
+    def pack(self) -> object:
+        return object()
+
+    def use(self, form: object) -> None:
+        self.packed = True
+
+    def stay_unpacked(self) -> None:
+        self.packed = True
+
+    def drop_pages(self) -> None:
+        self.rested += 1
 
     def new_batch(self, shape: KVShape, memory: HostMemory) -> FakeBatch:
         return FakeBatch(shape)

@@ -74,6 +74,7 @@ class Loads:
 def loads(monkeypatch: pytest.MonkeyPatch) -> Loads:
     made = Loads()
     monkeypatch.setattr(loader, "Runner", made)
+    monkeypatch.setattr(loader, "heap_in_use", lambda: 0)
     return made
 
 
@@ -383,7 +384,7 @@ def test_models_that_measure_more_than_predicted_do_not_stop_the_engine(
     opened: Callable[..., Engine], loads: Loads, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     memory = iter(range(0, 10**6, 200))
-    monkeypatch.setattr(loader, "resident_bytes", lambda: next(memory))
+    monkeypatch.setattr(loader, "heap_in_use", lambda: next(memory))
     engine = opened(model_cache_bytes=250)
     for model in "abcabc":
         result = outcome_of(lambda model=model: engine.generate(model, "x"))

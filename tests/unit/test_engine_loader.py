@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from gpt2serve.engine.loader import _plausible
+from gpt2serve.engine.loader import counted
 
 
 @pytest.mark.parametrize(
-    ("measured", "counted"),
+    ("measured", "size"),
     [
         # It found the memory of a model that was evicted: it takes as much as ever.
         (-40, 100),
@@ -20,5 +20,5 @@ from gpt2serve.engine.loader import _plausible
         (900, 200),
     ],
 )
-def test_a_model_counts_for_what_the_exporter_says_at_least(measured: int, counted: int) -> None:
-    assert _plausible(measured, predicted=100) == counted
+def test_a_model_counts_for_what_the_exporter_says_at_least(measured: int, size: int) -> None:
+    assert counted(measured, predicted=100) == size

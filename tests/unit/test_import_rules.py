@@ -20,7 +20,7 @@ EXPORT = ROOT / "export" / "gpt2export"
 
 #: Layers, lowest first. What is not in here belongs to the web application's side.
 GROUND = {"gpt2serve.errors": 0, "gpt2serve.package": 1, "gpt2serve.settings": 2}
-TORCH = {"torch", "transformers", "optimum", "onnx", "safetensors", "huggingface_hub"}
+TORCH = {"torch", "transformers", "optimum", "safetensors", "huggingface_hub"}
 WEB = {"litestar", "uvicorn", "starlette", "prometheus_client", "structlog"}
 
 
@@ -121,13 +121,17 @@ def test_the_engine_knows_no_web() -> None:
             assert top(imported) not in WEB, f"{path.name} imports {imported}"
 
 
-def test_one_module_imports_onnxruntime() -> None:
+@pytest.mark.parametrize(
+    ("package", "module"),
+    [("onnxruntime", "gpt2serve.engine.runner"), ("onnx", "gpt2serve.engine.weights")],
+)
+def test_one_module_imports(package: str, module: str) -> None:
     users = [
         name_of(path)
         for path in SERVER_SOURCES
-        if any(top(imported) == "onnxruntime" for imported in imports_of(path))
+        if any(top(imported) == package for imported in imports_of(path))
     ]
-    assert users == ["gpt2serve.engine.runner"]
+    assert users == [module]
 
 
 def test_policy_is_pure() -> None:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -17,8 +18,10 @@ from gpt2serve.package import (
     RESERVED_NAMES,
     TOKENIZER_FILE,
     WEIGHTS_FILE,
+    Manifest,
     check_model_id,
     encode_manifest,
+    file_entry,
     package_path,
     read_manifest,
     verify_hashes,
@@ -88,6 +91,16 @@ def test_manifest_survives_encoding(tmp_path: Path) -> None:
     assert read.verification == {"perplexity": 20.5, "bounds": ["a", 1]}
     (folder / MANIFEST_FILE).write_bytes(encode_manifest(read))
     assert read_manifest(folder) == read
+
+
+def with_checksums(folder: Path) -> Manifest:
+    """As the exporter writes it."""
+    read = read_manifest(folder)
+    files = {name: file_entry(folder / name) for name in read.files}
+    assert {name: entry.sha256 for name, entry in files.items()} == {
+        name: entry.sha256 for name, entry in read.files.items()
+    }
+    return msgspec.structs.replace(read, files=files)
 
 
 def edited(folder: Path, change: Callable[[dict[str, object]], object]) -> Path:
@@ -167,6 +180,25 @@ class TestEachFile:
         read = read_manifest(folder)
         with pytest.raises(CorruptPackage, match=f"{name} differs"):
             verify_hashes(folder, read)
+
+    def test_altered_where_the_manifest_has_a_checksum(self, tmp_path: Path, name: str) -> None:
+        folder = write_package(tmp_path)
+        read = with_checksums(folder)
+        verify_hashes(folder, read)
+        content = bytearray((folder / name).read_bytes())
+        content[0] ^= 1
+        (folder / name).write_bytes(content)
+        with pytest.raises(CorruptPackage, match=f"{name} differs"):
+            verify_hashes(folder, read)
+
+    def test_a_sha256_that_is_not_the_files(self, tmp_path: Path, name: str) -> None:
+        """Found by the checksum, too: the version, which is part of it, must be right."""
+        folder = write_package(tmp_path)
+        read = with_checksums(folder)
+        wrong = msgspec.structs.replace(read.files[name], sha256="0" * 64)
+        altered = msgspec.structs.replace(read, files=read.files | {name: wrong})
+        with pytest.raises(CorruptPackage, match=f"{name} differs"):
+            verify_hashes(folder, altered)
 
     def test_symlink(self, tmp_path: Path, name: str) -> None:
         folder = write_package(tmp_path)

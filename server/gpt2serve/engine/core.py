@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from gpt2serve.engine.events import Usage
 from gpt2serve.engine.kv_cache import KVPool
-from gpt2serve.engine.loader import Loader, LoadResult
+from gpt2serve.engine.loader import Loader, LoadResult, PackResult
 from gpt2serve.engine.memory import HostMemory
 from gpt2serve.engine.model_cache import ModelCache, State
 from gpt2serve.engine.observer import EngineStats, Observer, RequestSummary
@@ -61,7 +61,7 @@ class Stop:
     """End the thread; whatever has not ended is aborted."""
 
 
-Message = Submit | Cancel | Preload | Call | LoadResult | Stop
+Message = Submit | Cancel | Preload | Call | LoadResult | PackResult | Stop
 
 
 class EngineCore:
@@ -100,6 +100,9 @@ class EngineCore:
             on_evict=self._evicted,
         )
         self._workers: dict[str, ModelWorker] = {}
+        #: Resident models that can still be packed, and the one that the loader packs now.
+        self._unpacked: dict[str, ModelWorker] = {}
+        self._packing: str | None = None
         self._packages: dict[str, Package] = {}
         #: Requests and preloads that wait for a model to be loaded.
         self._loading: dict[str, list[Submit | Preload]] = {}
@@ -137,7 +140,22 @@ class EngineCore:
             key=lambda worker: worker.virtual_time,
         )
         self.kv_reserved_for = self._starved(working)
-        return any(worker.step() for worker in working)
+        if len(working) == 1 and self._should_wait(working[0]):
+            return False
+        for worker in working:
+            if worker.step():
+                self._after_step(worker)
+                return True
+        return False
+
+    def _should_wait(self, worker: ModelWorker) -> bool:
+        """Whether the one model that has work is packed sooner if it leaves the cores alone."""
+        return self._packing == worker.key and worker.can_wait
+
+    def _after_step(self, worker: ModelWorker) -> None:
+        self._start_packing()
+        if not worker.has_work:
+            self._loader.rest(worker.runner)
 
     def _starved(self, working: list[ModelWorker]) -> str | None:
         """The model that has waited too long for KV cache; others admit nothing until it has."""
@@ -176,6 +194,8 @@ class EngineCore:
                 self._cancel(request)
             case LoadResult():
                 self._loaded(message)
+            case PackResult():
+                self._packed(message)
             case Preload():
                 self._acquire(message)
             case Call(function):
@@ -222,8 +242,7 @@ class EngineCore:
         """The model is there."""
         key = message.package.key
         if isinstance(message, Preload):
-            self.cache.release(key)
-            message.done.set_result(None)
+            self._ready(message)
             return
         times = message.request.times
         times.waited_for_load = waited
@@ -234,6 +253,16 @@ class EngineCore:
             busy = [w.virtual_time for w in self._workers.values() if w.has_work]
             worker.virtual_time = max(worker.virtual_time, min(busy, default=0.0))
         worker.add(message.request)
+        self._start_packing()
+
+    def _ready(self, preload: Preload) -> None:
+        """What is loaded ahead of requests is packed, too, before that counts as done."""
+        worker = self._workers[preload.package.key]
+        self.cache.release(worker.key)
+        worker.when_packed.append(preload.done)
+        if worker.runner.packed:
+            worker.tell_packed()
+        self._start_packing()
 
     def _cancel(self, request: Request) -> None:
         """Harmless if the request has ended already."""
@@ -318,9 +347,38 @@ class EngineCore:
                 max_batch_size=self._settings.max_batch_size,
                 prefill_chunk=self._settings.prefill_chunk,
             )
+            if not result.runner.packed:
+                self._unpacked[key] = self._workers[key]
             self.cache.loaded(key, result.size)
             for message in waiting:
                 self._begin(message, waited=True)
+        self._start_loads()
+
+    def _start_packing(self) -> None:
+        """Have the loader pack one model at a time; it stays in memory until that is done."""
+        if self._packing is not None or self._stopping:
+            return
+        wanting = [worker for worker in self._unpacked.values() if worker.wants_packing]
+        if wanting:
+            worker = max(wanting, key=lambda worker: worker.steps_to_gain)
+            self._packing = worker.key
+            self.cache.hold(worker.key)
+            self._loader.pack(worker.key, worker.runner)
+
+    def _packed(self, result: PackResult) -> None:
+        self._packing = None
+        worker = self._unpacked.pop(result.key)
+        if result.form is None:
+            # It does all that it did before, and no slower.
+            worker.runner.stay_unpacked()
+        else:
+            worker.runner.use(result.form)
+            self.cache.loaded(result.key, result.size)
+        worker.tell_packed()
+        self.cache.release(result.key)
+        if not worker.has_work:
+            self._loader.rest(worker.runner)
+        self._start_packing()
         self._start_loads()
 
     def _load_failed(
@@ -334,6 +392,7 @@ class EngineCore:
 
     def _evicted(self, key: str) -> None:
         worker = self._workers.pop(key, None)
+        self._unpacked.pop(key, None)
         if worker is not None:
             self._loader.free(worker.runner)
             self.observer.on_evict("room")

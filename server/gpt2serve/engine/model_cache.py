@@ -91,6 +91,10 @@ class ModelCache:
             del self._entries[key]
         self._make_room(0)
 
+    def hold(self, key: str) -> None:
+        """Take a lease on a model that is resident, which nobody's request needs."""
+        self._entries[key].leases += 1
+
     def pin(self, key: str) -> None:
         """Never evict `key`, which must have been acquired."""
         self._entries[key].pinned = True

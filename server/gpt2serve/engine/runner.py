@@ -1,14 +1,22 @@
 """Running one model's graph. The only module that imports onnxruntime.
 
-A `Runner` is a loaded model. A `Batch` is the memory that a step works in: KV buffers, small
-input arrays and the logits, all bound to the session once for each number of rows, because
-binding some fifty tensors anew costs as much as sampling does.
+A `Runner` is a loaded model. It can have two forms. Unpacked, it computes with its weights as
+they lie in the file, in a session that all models of its shape share: ready in milliseconds,
+and each step takes some more. Packed, it has a session and a private copy of its matrices in
+the processor's order. Both give the same bits, so the one can take the other's place between two
+steps.
+
+A `Batch` is the memory that a step works in: KV buffers, small input arrays and the logits, all
+bound to the session once for each number of rows, because binding some fifty tensors anew costs
+as much as sampling does.
 """
 
 from __future__ import annotations
 
 import threading
+from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +27,9 @@ import onnxruntime as ort
 from gpt2serve.engine.kv_buffers import CudaKVBuffers, HostKVBuffers, KVBuffers
 from gpt2serve.engine.kv_cache import KVShape
 from gpt2serve.engine.memory import HostMemory
+from gpt2serve.engine.weights import Graph, MappedFile, WeightInput, weights_as_inputs
 from gpt2serve.errors import CorruptPackage, DeviceUnavailable
-from gpt2serve.package import GRAPH_FILE, Manifest
+from gpt2serve.package import GRAPH_FILE, WEIGHTS_FILE, Manifest
 
 Floats = npt.NDArray[np.float32]
 
@@ -49,41 +58,149 @@ def cuda_is_available() -> bool:
     return _PROVIDERS["cuda"] in ort.get_available_providers()
 
 
-class Runner:
-    """A model that is loaded and can compute. Not thread-safe."""
+@dataclass(frozen=True, slots=True)
+class Form:
+    """A session, and where the weights lie that it takes as inputs: (input, address)."""
 
-    def __init__(self, session: ort.InferenceSession, manifest: Manifest, device: str) -> None:
+    session: ort.InferenceSession
+    weights: tuple[tuple[WeightInput, int], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What all models with one graph share: a session without weights, and the graph to pack."""
+
+    session: ort.InferenceSession
+    weights: tuple[WeightInput, ...]
+    packed: Graph
+
+
+class Shapes:
+    """Those that were used last. Owned by the loader."""
+
+    def __init__(self) -> None:
+        #: By sha256 of the graph.
+        self._known: OrderedDict[str, Shape] = OrderedDict()
+
+    def of(self, package: Path, manifest: Manifest) -> Shape:
+        """Raises what onnx or onnxruntime raises for a graph that they cannot read."""
+        key = manifest.files[GRAPH_FILE].sha256
+        if key not in self._known:
+            model = (package / GRAPH_FILE).read_bytes()
+            unpacked = weights_as_inputs(model, packed=False)
+            self._known[key] = Shape(
+                _session(unpacked.model, "cpu"),
+                unpacked.weights,
+                weights_as_inputs(model, packed=True),
+            )
+            if len(self._known) > _SHAPES_REMEMBERED:
+                self._known.popitem(last=False)
+        self._known.move_to_end(key)
+        return self._known[key]
+
+
+#: Sessions without weights take one or two megabytes.
+_SHAPES_REMEMBERED = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where a model that is not packed comes from."""
+
+    package: Path
+    file: MappedFile
+    shape: Shape
+
+
+class Runner:
+    """A model that is loaded and can compute. Not thread-safe, but for `pack`."""
+
+    def __init__(self, form: Form, manifest: Manifest, device: str) -> None:
         self.manifest = manifest
         self.device = device
-        self._session = session
+        self._form = form
+        self._source: Source | None = None
+        #: Whether there is nothing to pack, or it is done.
+        self.packed = True
         names = manifest.kv
         layers = range(manifest.dimensions.layers)
         self._past = [name.format(layer=n) for n in layers for name in names.past_names]
         self._present = [name.format(layer=n) for n in layers for name in names.present_names]
 
     @classmethod
-    def load(cls, package: Path, manifest: Manifest, *, device: str, threads: int) -> Runner:
+    def load(
+        cls,
+        package: Path,
+        manifest: Manifest,
+        *,
+        device: str,
+        threads: int,
+        shapes: Shapes | None = None,
+    ) -> Runner:
         """Load a package; takes about a millisecond per megabyte.
 
-        Raises `DeviceUnavailable` if CUDA is asked for and cannot be used, and
+        With `shapes` an int8 model on a CPU is ready after a millisecond, unpacked, and can be
+        packed later. Raises `DeviceUnavailable` if CUDA is asked for and cannot be used, and
         `CorruptPackage` if onnxruntime refuses the graph.
         """
         share_thread_pool(threads)
         try:
-            session = ort.InferenceSession(
-                package / GRAPH_FILE, _session_options(), providers=[_PROVIDERS[device]]
-            )
+            if shapes is not None and (device, manifest.precision) == ("cpu", "int8"):
+                return cls._unpacked(package, manifest, shapes.of(package, manifest))
+            form = Form(_session(package / GRAPH_FILE, device))
         except Exception as error:  # onnxruntime's errors have no common base
             raise CorruptPackage(f"{package}: onnxruntime cannot load it ({error}).") from error
-        if session.get_providers()[0] != _PROVIDERS[device]:
+        if form.session.get_providers()[0] != _PROVIDERS[device]:
             # onnxruntime falls back to the CPU without raising.
             raise DeviceUnavailable(
                 "CUDA was asked for, but onnxruntime cannot use it here. Check the driver and "
                 "that onnxruntime-gpu is the only onnxruntime installed, or use --device cpu."
             )
-        runner = cls(session, manifest, device)
+        runner = cls(form, manifest, device)
         runner.warm_up()
         return runner
+
+    @classmethod
+    def _unpacked(cls, package: Path, manifest: Manifest, shape: Shape) -> Runner:
+        file = MappedFile(package / WEIGHTS_FILE)
+        runner = cls(Form(shape.session, _addresses(file, shape.weights)), manifest, "cpu")
+        runner._source = Source(package, file, shape)
+        runner.packed = False
+        return runner
+
+    def pack(self) -> Form:
+        """The packed form, for `use`. For another thread, while this one is at work.
+
+        Takes up to a millisecond per megabyte, of one thread. Raises `CorruptPackage`, also if
+        the files are not those any more that the model was loaded from.
+        """
+        source = self._source
+        assert source is not None  # noqa: S101
+        graph = source.shape.packed
+        try:
+            session = _session(graph.model, "cpu", weights_in=source.package)
+        except Exception as error:
+            raise CorruptPackage(f"{source.package}: it cannot be packed ({error}).") from error
+        if not source.file.is_current():  # onnxruntime has found the file by its name
+            raise CorruptPackage(f"{source.package} was replaced while it was being packed.")
+        return Form(session, _addresses(source.file, graph.weights))
+
+    def use(self, form: Form) -> None:
+        """Compute with `form` from now on."""
+        self._form = form
+        self.packed = True
+
+    def stay_unpacked(self) -> None:
+        """Packing failed: go on as it is."""
+        self.packed = True
+
+    def drop_pages(self) -> None:
+        """Let go of the pages of the weights file; they come back as they are read.
+
+        Harmless at any time, from any thread.
+        """
+        if self._source is not None:
+            self._source.file.drop_pages()
 
     def warm_up(self) -> None:
         """One step, so that the first request does not pay for what happens once."""
@@ -126,7 +243,7 @@ class Runner:
         inputs = batch.decode_inputs.first(rows)
         inputs.ids[:, 0] = tokens
         inputs.set(lengths[:, None] - 1, lengths, int(lengths.max()), 0)
-        binding = batch.bindings.get(rows)
+        binding = batch.binding(self._form, rows)
         if binding is None:
             binding = batch.bindings[rows] = self._bind(batch, inputs)
         elif self.device != "cpu":
@@ -134,8 +251,10 @@ class Runner:
         return self._run(batch, inputs, binding, rows)
 
     def _bind(self, batch: Batch, inputs: StepInputs) -> Any:
-        binding = self._session.io_binding()
+        binding = self._form.session.io_binding()
         _bind_inputs(binding, inputs)
+        for weight, place in self._form.weights:
+            binding.bind_input(weight.name, "cpu", 0, weight.dtype, weight.shape, place)
         rows = inputs.rows
         kv = batch.kv
         shape = (rows, kv.dimensions.heads, kv.shape.length, kv.dimensions.head_size)
@@ -149,7 +268,7 @@ class Runner:
 
     def _run(self, batch: Batch, inputs: StepInputs, binding: Any, rows: int) -> Floats:
         del inputs  # named so that its memory lives until the run is over
-        self._session.run_with_iobinding(binding)
+        self._form.session.run_with_iobinding(binding)
         logits: Floats = batch.logits[:rows]
         return logits
 
@@ -165,12 +284,20 @@ class Batch:
             (kv.shape.slots, vocabulary), dtype=np.float32, buffer=self._block
         )
         self.decode_inputs = StepInputs(kv.shape.slots, 1)
-        #: Bindings of decode steps, by number of rows.
+        #: Bindings of decode steps, by number of rows, all to the session of one form.
         self.bindings: dict[int, Any] = {}
+        self._form: Form | None = None
 
     @property
     def shape(self) -> KVShape:
         return self.kv.shape
+
+    def binding(self, form: Form, rows: int) -> Any | None:
+        """What was bound for a decode step of `rows` rows, if it was for `form`."""
+        if self._form is not form:
+            self.bindings.clear()
+            self._form = form
+        return self.bindings.get(rows)
 
     def release(self) -> None:
         """Give the memory back. Logits that a step returned are part of it."""
@@ -220,6 +347,25 @@ class StepInputs:
 def _bind_inputs(binding: Any, inputs: StepInputs) -> None:
     for name, array in inputs.named().items():
         binding.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+
+
+def _addresses(
+    file: MappedFile, inputs: Sequence[WeightInput]
+) -> tuple[tuple[WeightInput, int], ...]:
+    return tuple((one, file.address + one.offset) for one in inputs)
+
+
+def _session(
+    model: Path | bytes, device: str, *, weights_in: Path | None = None
+) -> ort.InferenceSession:
+    """`weights_in`: the folder of the weights file, for a model that is not in a file itself."""
+    options = _session_options()
+    if weights_in is not None:
+        options.add_session_config_entry(_WEIGHTS_FOLDER, str(weights_in))
+    return ort.InferenceSession(model, options, providers=[_PROVIDERS[device]])
+
+
+_WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 
 
 def _session_options() -> ort.SessionOptions:

@@ -75,6 +75,13 @@ class Scheduler:
     def has_work(self) -> bool:
         return bool(self.running or self.waiting or self.long)
 
+    @property
+    def steps_left(self) -> int:
+        """Decode steps until all that has come so far has ended, at most."""
+        left = [sequence.max_length - sequence.length for sequence in self.running]
+        coming = [*self.waiting, *([self.long] if self.long else [])]
+        return max(left + [request.params.max_tokens for request in coming], default=0)
+
     def add(self, request: Request) -> None:
         self.waiting.append(request)
 

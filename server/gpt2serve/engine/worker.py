@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -39,6 +40,11 @@ class StepOutput:
     joined: bool
 
 
+#: Decode steps in which a packed model makes up for the time that packing takes.
+#: docs/decisions/0011-cold-start.md has the measurement.
+STEPS_WORTH_PACKING = 24
+
+
 class ModelWorker:
     """Owned by the engine thread."""
 
@@ -61,12 +67,35 @@ class ModelWorker:
         )
         #: Since when nothing runs although requests wait, for want of KV cache.
         self.starved_since: float | None = None
+        #: Those who wait for the packed form.
+        self.when_packed: list[Future[None]] = []
+        self._unpacked_steps = 0
         self._long_prompt: Batch | None = None
         self._sampler: BatchSampler | None = None
 
     @property
     def has_work(self) -> bool:
         return self.scheduler.has_work
+
+    @property
+    def steps_to_gain(self) -> int:
+        """Decode steps that were, or are to be, slower than they would be if it were packed."""
+        return 0 if self.runner.packed else self._unpacked_steps + self.scheduler.steps_left
+
+    @property
+    def wants_packing(self) -> bool:
+        """Whether somebody waits for it, or that makes up for the time that it takes."""
+        wanted = self.when_packed or self.steps_to_gain >= STEPS_WORTH_PACKING
+        return bool(wanted) and not self.runner.packed
+
+    @property
+    def can_wait(self) -> bool:
+        """Whether nobody waits for a first token."""
+        return not self.scheduler.waiting and self.scheduler.long is None
+
+    def tell_packed(self) -> None:
+        while self.when_packed:
+            self.when_packed.pop().set_result(None)
 
     def add(self, request: Request) -> None:
         self.scheduler.add(request)
@@ -134,6 +163,7 @@ class ModelWorker:
         running = self.scheduler.running
         tokens = [sequence.row.history[-1] for sequence in running]
         lengths = np.array([sequence.length for sequence in running], dtype=np.int32)
+        self._unpacked_steps += not self.runner.packed
         logits = self.runner.decode(self._memory.batch, tokens, lengths)
         return StepOutput(list(running), logits, joined=False)
 
