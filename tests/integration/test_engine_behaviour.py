@@ -292,7 +292,7 @@ def test_ping_goes_through_the_engine_thread(sample_store: Path) -> None:
 
 
 def test_preload_and_pin(sample_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gpt2serve.engine.loader.counted", lambda _, predicted: predicted)
+    monkeypatch.setattr("gpt2serve.engine.packer.counted", lambda _, predicted: predicted)
     with open_engine(sample_store) as probe:
         needed = probe.describe(REAGAN).bytes_needed
     watcher = Watcher()

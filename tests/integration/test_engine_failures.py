@@ -373,7 +373,7 @@ def test_closing_with_a_model_that_waits_for_room(
     sample_store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Aborting what runs makes room for what waits, at a moment when nothing may begin."""
-    monkeypatch.setattr("gpt2serve.engine.loader.counted", lambda _, predicted: predicted)
+    monkeypatch.setattr("gpt2serve.engine.packer.counted", lambda _, predicted: predicted)
     with open_engine(sample_store) as engine:
         needed = engine.describe(REAGAN).bytes_needed
     engine = open_engine(sample_store, model_cache_bytes=int(1.3 * needed), model_max_wait=0.0)
@@ -393,7 +393,7 @@ def test_a_model_larger_than_predicted_does_not_harm(
     sample_store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Predicted to fit, measured too large: it serves who waits, then it has to go."""
-    monkeypatch.setattr("gpt2serve.engine.loader.counted", lambda _, predicted: 2 * predicted)
+    monkeypatch.setattr("gpt2serve.engine.packer.counted", lambda _, predicted: 2 * predicted)
     with open_engine(sample_store) as engine:
         needed = engine.describe(REAGAN).bytes_needed
     with open_engine(sample_store, model_cache_bytes=int(1.3 * needed)) as engine:

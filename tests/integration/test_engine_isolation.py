@@ -73,7 +73,7 @@ def test_hundreds_of_interleaved_requests(
     band_store: Path, precision: str, room: float, count: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # What a load measures is not exact for models this small; here the room is what matters.
-    monkeypatch.setattr("gpt2serve.engine.loader.counted", lambda _, predicted: predicted)
+    monkeypatch.setattr("gpt2serve.engine.packer.counted", lambda _, predicted: predicted)
     requests = make_requests(count)
     with open_engine(band_store, precision=precision) as roomy:
         alone = {}
@@ -130,7 +130,7 @@ def test_new_weights_never_answer_under_the_old_version(
     band_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Prepared for one version, evicted, published anew, then loaded: that version is gone."""
-    monkeypatch.setattr("gpt2serve.engine.loader.counted", lambda _, predicted: predicted)
+    monkeypatch.setattr("gpt2serve.engine.packer.counted", lambda _, predicted: predicted)
     copy_model(band_store, "low", tmp_path, "model")
     copy_model(band_store, "high", tmp_path, "other")
     params = SamplingParams(max_new_tokens=3, do_sample=True, seed=1)

@@ -49,7 +49,7 @@ def test_loading_and_unloading_does_not_leak(
     A package takes 4 MB in memory and its keys and values are of that order too: what is
     kept of each cycle by mistake shows up 60 times.
     """
-    monkeypatch.setattr("gpt2serve.engine.loader.counted", lambda _, predicted: predicted)
+    monkeypatch.setattr("gpt2serve.engine.packer.counted", lambda _, predicted: predicted)
     models = (REAGAN, JEFFERSON, WASHINGTON)
     for model in models:
         copy_model(sample_store, model, tmp_path)

@@ -35,7 +35,7 @@ PROMPT = "The people"
 @pytest.fixture(autouse=True)
 def exact_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Models this small measure anything; here each takes what was predicted."""
-    monkeypatch.setattr("gpt2serve.engine.loader.counted", lambda _, predicted: predicted)
+    monkeypatch.setattr("gpt2serve.engine.packer.counted", lambda _, predicted: predicted)
 
 
 @pytest.fixture(scope="module")

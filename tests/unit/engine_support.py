@@ -277,6 +277,10 @@ class FakeRunner:
         histories = [batch.kv.tokens[n, :length] for n, length in enumerate(lengths.tolist())]
         return self._logits(histories)
 
+    @property
+    def runs(self) -> int:
+        return self.steps
+
     def _count(self) -> None:
         self.steps += 1
         if self.steps in self.fail_at:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gpt2serve.engine.loader import counted
+from gpt2serve.engine.packer import counted
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from gpt2serve import Engine, SamplingParams
-from gpt2serve.engine import loader
+from gpt2serve.engine import loader, packer
 from gpt2serve.engine.worker import STEPS_WORTH_PACKING
 from gpt2serve.package import TOKENIZER_FILE
 from tests.integration.engine_support import Sent, cancel, in_engine_thread, send, wait_until
@@ -65,7 +65,7 @@ class Models:
 def models(monkeypatch: pytest.MonkeyPatch) -> Models:
     made = Models()
     monkeypatch.setattr(loader, "Runner", made)
-    monkeypatch.setattr(loader, "heap_in_use", lambda: 0)
+    monkeypatch.setattr(packer, "heap_in_use", lambda: 0)
     return made
 
 

@@ -15,10 +15,11 @@ from dataclasses import dataclass
 
 from gpt2serve.engine.events import Usage
 from gpt2serve.engine.kv_cache import KVPool
-from gpt2serve.engine.loader import Loader, LoadResult, PackResult
+from gpt2serve.engine.loader import Loader, LoadResult
 from gpt2serve.engine.memory import HostMemory
 from gpt2serve.engine.model_cache import ModelCache, State
 from gpt2serve.engine.observer import EngineStats, Observer, RequestSummary
+from gpt2serve.engine.packer import PackResult
 from gpt2serve.engine.request import Request
 from gpt2serve.engine.store import ModelStore, Package
 from gpt2serve.engine.stream import Outbox
@@ -93,6 +94,7 @@ class EngineCore:
         self._loader = Loader(
             store, device=device, threads=threads, report=self.inbox.put, clock=clock
         )
+        self._packer = self._loader.packer
         self.cache = ModelCache(
             settings.model_cache_bytes,
             retry_min=settings.load_retry_min,
@@ -155,7 +157,7 @@ class EngineCore:
     def _after_step(self, worker: ModelWorker) -> None:
         self._start_packing()
         if not worker.has_work:
-            self._loader.rest(worker.runner)
+            self._packer.rest(worker.runner)
 
     def _starved(self, working: list[ModelWorker]) -> str | None:
         """The model that has waited too long for KV cache; others admit nothing until it has."""
@@ -363,7 +365,7 @@ class EngineCore:
             worker = max(wanting, key=lambda worker: worker.steps_to_gain)
             self._packing = worker.key
             self.cache.hold(worker.key)
-            self._loader.pack(worker.key, worker.runner)
+            self._packer.pack(worker.key, worker.runner)
 
     def _packed(self, result: PackResult) -> None:
         self._packing = None
@@ -377,7 +379,7 @@ class EngineCore:
         worker.tell_packed()
         self.cache.release(result.key)
         if not worker.has_work:
-            self._loader.rest(worker.runner)
+            self._packer.rest(worker.runner)
         self._start_packing()
         self._start_loads()
 
@@ -394,7 +396,7 @@ class EngineCore:
         worker = self._workers.pop(key, None)
         self._unpacked.pop(key, None)
         if worker is not None:
-            self._loader.free(worker.runner)
+            self._packer.free(worker.runner)
             self.observer.on_evict("room")
 
     # -- the end, and what can be seen ----------------------------------------------------

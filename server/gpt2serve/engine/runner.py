@@ -122,6 +122,8 @@ class Runner:
         self._source: Source | None = None
         #: Whether there is nothing to pack, or it is done.
         self.packed = True
+        #: Steps so far.
+        self.runs = 0
         names = manifest.kv
         layers = range(manifest.dimensions.layers)
         self._past = [name.format(layer=n) for n in layers for name in names.past_names]
@@ -268,6 +270,7 @@ class Runner:
 
     def _run(self, batch: Batch, inputs: StepInputs, binding: Any, rows: int) -> Floats:
         del inputs  # named so that its memory lives until the run is over
+        self.runs += 1
         self._form.session.run_with_iobinding(binding)
         logits: Floats = batch.logits[:rows]
         return logits

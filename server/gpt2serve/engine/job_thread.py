@@ -1,0 +1,49 @@
+"""A thread that does one job after the other."""
+
+from __future__ import annotations
+
+import os
+import queue
+import sys
+import threading
+from collections.abc import Callable
+
+Job = Callable[[], None]
+
+
+class JobThread:
+    """Jobs must not raise. The last reference to what a job holds goes in this thread."""
+
+    def __init__(
+        self, name: str, *, niceness: int = 0, between: Callable[[], float | None] | None = None
+    ) -> None:
+        """`between` is called when a job is done, or when the seconds that it returned are over."""
+        self._niceness = niceness
+        self._between = between
+        self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._work, name=name, daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def do(self, job: Job) -> None:
+        self._jobs.put(job)
+
+    def close(self) -> None:
+        """What was asked for before is done first."""
+        self._jobs.put(None)
+        self._thread.join()
+
+    def _work(self) -> None:
+        if self._niceness and sys.platform == "linux":  # elsewhere it is the whole process's
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), self._niceness)
+        while True:
+            seconds = self._between() if self._between is not None else None
+            try:
+                job = self._jobs.get(timeout=seconds)
+            except queue.Empty:
+                continue
+            if job is None:
+                return
+            job()
+            del job
