@@ -1,4 +1,4 @@
-"""`gpt2serve --store DIR`: the settings from options and environment, then the server."""
+"""`gpt2serve --store DIR-or-URL`: the settings from options and environment, then the server."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -28,7 +29,10 @@ EXIT_INTERRUPTED = 130
 #: Field of `EngineSettings` or `ServerSettings`: placeholder and help. Names, environment
 #: variables, choices and defaults come from the structs; a test compares the two.
 OPTIONS: dict[str, tuple[str, str]] = {
-    "store": ("DIR", "folder of model packages, as gpt2export writes them; required"),
+    "store": (
+        "DIR-or-URL",
+        "model packages: a folder that gpt2export wrote, or s3://bucket/prefix; required",
+    ),
     "host": ("ADDRESS", "address to listen on; 0.0.0.0 for all"),
     "port": ("PORT", "port to listen on; 0 takes a free one and prints it"),
     "device": ("DEVICE", "where models run; auto is cuda if it is there, else cpu"),
@@ -44,6 +48,9 @@ OPTIONS: dict[str, tuple[str, str]] = {
     "model_max_wait": ("SECONDS", "longest wait of a cold model for hotter ones to make room"),
     "load_retry_min": ("SECONDS", "after a failed load, refuse the model for this long"),
     "load_retry_max": ("SECONDS", "the refusal doubles with each failure, up to this"),
+    "disk_cache": ("DIR", "packages from a URL are kept here; processes may share it"),
+    "disk_cache_bytes": ("SIZE", "what it may hold; a share is of the disk"),
+    "store_refresh": ("SECONDS", "ask at most this often whether a model was published again"),
     "log_format": ("FORMAT", "auto is console on a terminal and json elsewhere"),
     "max_body_bytes": ("SIZE", "largest request body"),
     "drain_seconds": ("SECONDS", "after SIGTERM, time for running requests to end"),
@@ -52,20 +59,24 @@ OPTIONS: dict[str, tuple[str, str]] = {
 _SHOWN_DEFAULTS = {
     "model_cache_bytes": settings_module.DEFAULT_MODEL_CACHE,
     "kv_cache_bytes": settings_module.DEFAULT_KV_CACHE,
+    "disk_cache": "$XDG_CACHE_HOME/gpt2serve or ~/.cache/gpt2serve",
+    "disk_cache_bytes": settings_module.DEFAULT_DISK_CACHE,
     "max_body_bytes": "1MiB",
 }
 
 _DESCRIPTION = """\
-Serve a folder of GPT-2 model packages over HTTP, each model loaded when it is asked for.
+Serve GPT-2 model packages over HTTP, each model loaded when it is asked for.
 """
 
 _EPILOG = """\
-sizes: 512MiB, 8GiB, or a share of memory such as 50%. Each option can be given as the
-environment variable in brackets; the command line wins. Lists in variables have commas.
+sizes: 512MiB, 8GiB, or a share of memory (for the disk cache: of the disk) such as 50%. Each
+option can be given as the environment variable in brackets; the command line wins. Lists in
+variables have commas.
 
 examples:
   gpt2serve --store models/
   gpt2serve --store models/ --host 0.0.0.0 --model-cache-bytes 8GiB --pin me/my-model
+  gpt2serve --store s3://my-bucket/models --disk-cache /var/cache/gpt2serve
   GPT2SERVE_STORE=models/ GPT2SERVE_PORT=9000 gpt2serve
 
   curl -s localhost:8000/models
@@ -84,8 +95,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         engine, server = read_settings(given, environment())
     except SettingsError as error:
         return _fail(str(error), EXIT_USAGE)
-    if not engine.store.is_dir():
-        return _fail(f"There is no store {str(engine.store)!r}: not a folder.", EXIT_USAGE)
+    if not settings_module.is_url(engine.store) and not Path(engine.store).is_dir():
+        return _fail(f"There is no store {engine.store!r}: not a folder.", EXIT_USAGE)
     try:
         return asyncio.run(_serve(engine, server))
     except KeyboardInterrupt:

@@ -9,7 +9,10 @@
     │   └── CorruptPackage      missing, truncated or altered file
     ├── ModelUnavailable        cannot be loaded now; `retry_after` says when to try again
     │   ├── ModelTooLarge       can never fit into the budget
-    │   └── ModelLoadFailed
+    │   ├── ModelLoadFailed
+    │   ├── StoreUnavailable    the store does not answer, and the model is not on the disk
+    │   ├── PackageReplaced     published again while this version was being fetched or read
+    │   └── NotOnDisk           evicted from the disk cache meanwhile: fetch it again
     ├── Overloaded              the queue is full
     ├── EngineClosed            draining, or stopped
     ├── RequestAborted          cancelled by its owner
@@ -83,6 +86,40 @@ class ModelTooLarge(ModelUnavailable):
 
 class ModelLoadFailed(ModelUnavailable):
     code = "model_load_failed"
+
+
+class StoreUnavailable(ModelUnavailable):
+    """`everywhere`: the store as a whole does not answer, not only for this model."""
+
+    code = "store_unavailable"
+
+    def __init__(
+        self, message: str, *, retry_after: float | None = None, everywhere: bool = True
+    ) -> None:
+        super().__init__(message, retry_after=retry_after)
+        self.everywhere = everywhere
+
+
+class PackageReplaced(ModelUnavailable):
+    """The next request gets the new version."""
+
+    def __init__(self, model: str) -> None:
+        super().__init__(
+            f"{model!r} was published again while its last version was being read; try again.",
+            retry_after=1.0,
+        )
+        self.model = model
+
+
+class NotOnDisk(ModelUnavailable):
+    """A package was evicted from the disk cache between its fetch and its use."""
+
+    def __init__(self, model: str) -> None:
+        super().__init__(
+            f"{model!r} was evicted from the disk cache before it was loaded; try again.",
+            retry_after=1.0,
+        )
+        self.model = model
 
 
 class Overloaded(Gpt2ServeError):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import os
 import re
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -30,7 +31,8 @@ _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z%]*)\s*")
 class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
     """What the engine needs to know. Sizes are in bytes, times in seconds."""
 
-    store: Path
+    #: A folder, or a URL such as s3://bucket/prefix.
+    store: str
     device: Literal["auto", "cpu", "cuda"] = "auto"
     #: None takes the first precision that a package has: int8, fp32 (CPU); fp16 (CUDA).
     precision: Precision | None = None
@@ -57,6 +59,12 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
     #: time, up to `load_retry_max`.
     load_retry_min: float = 1.0
     load_retry_max: float = 60.0
+    #: Folder for the packages of a store that is a URL; several processes may share it.
+    disk_cache: Path | None = None
+    #: What that folder may hold.
+    disk_cache_bytes: int
+    #: The store is asked at most this often whether a model was published again.
+    store_refresh: float = 5.0
 
 
 class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -73,6 +81,7 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
 def parse_size(text: str, *, total_memory: int | None = None) -> int:
     """Bytes of '512MiB', '8GiB', '2GB', '1048576' or of a share of memory, '50%'.
 
+    `total_memory` is what the share is of, if not of the memory that there is.
     Raises `SettingsError`.
     """
     match = _SIZE.fullmatch(text)
@@ -98,6 +107,23 @@ def memory_limit() -> int:
     return min(limits)
 
 
+def is_url(store: str) -> bool:
+    """Whether `store` names a URL, not a folder."""
+    return "://" in store
+
+
+def default_disk_cache(source: Mapping[str, str] | None = None) -> Path:
+    """`$XDG_CACHE_HOME/gpt2serve`, or `~/.cache/gpt2serve`."""
+    base = (os.environ if source is None else source).get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "gpt2serve"
+
+
+def disk_size(folder: Path) -> int:
+    """Bytes of the disk that `folder` is on, or will be on once it is made."""
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    return shutil.disk_usage(existing).total
+
+
 def environment(source: Mapping[str, str] | None = None) -> dict[str, str]:
     """The `GPT2SERVE_<NAME>` variables, as `{name in lower case: text}`."""
     source = os.environ if source is None else source
@@ -116,6 +142,8 @@ def cpu_count() -> int:
 
 DEFAULT_MODEL_CACHE = "50%"
 DEFAULT_KV_CACHE = "20%"
+#: Of the disk.
+DEFAULT_DISK_CACHE = "20%"
 
 
 def engine_settings(
@@ -123,16 +151,21 @@ def engine_settings(
     *,
     model_cache_bytes: int | str = DEFAULT_MODEL_CACHE,
     kv_cache_bytes: int | str = DEFAULT_KV_CACHE,
+    disk_cache: str | Path | None = None,
+    disk_cache_bytes: int | str = DEFAULT_DISK_CACHE,
     **options: object,
 ) -> EngineSettings:
     """`EngineSettings` from what people write: sizes as text, lists for tuples.
 
     Raises `SettingsError` for a name or a value that does not exist.
     """
+    folder = Path(disk_cache) if disk_cache else default_disk_cache()
     values = {
-        "store": Path(store),
+        "store": str(store),
         "model_cache_bytes": _bytes(model_cache_bytes),
         "kv_cache_bytes": _bytes(kv_cache_bytes),
+        "disk_cache": folder if disk_cache or is_url(str(store)) else None,
+        "disk_cache_bytes": _disk_bytes(disk_cache_bytes, folder),
         **options,
     }
     unknown = values.keys() - set(EngineSettings.__struct_fields__)
@@ -151,10 +184,11 @@ def engine_settings(
         ("prefill_chunk", 1),
         ("model_cache_bytes", 1),
         ("kv_cache_bytes", 1),
+        ("disk_cache_bytes", 1),
     ):
         if getattr(settings, field) < low:
             raise SettingsError(f"{field} must be at least {low}.")
-    for field in ("model_max_wait", "load_retry_min", "load_retry_max"):
+    for field in ("model_max_wait", "load_retry_min", "load_retry_max", "store_refresh"):
         if not 0 <= getattr(settings, field) < math.inf:
             raise SettingsError(f"{field} must be a number of seconds, 0 or more.")
     return settings
@@ -198,7 +232,7 @@ def settings_from_texts(
                 except SettingsError as error:
                     raise SettingsError(f"{origins[field.name]}: {error}") from error
     if not texts.get("store"):
-        raise SettingsError("No store: give --store DIR, or set GPT2SERVE_STORE.")
+        raise SettingsError("No store: give --store DIR-or-URL, or set GPT2SERVE_STORE.")
     return engine_settings(**engine), server_settings(**server)
 
 
@@ -215,6 +249,9 @@ def settings_from_environment(
 def _from_text(name: str, kind: Any, text: str | Sequence[str]) -> Any:
     if not isinstance(text, str):
         text = ",".join(text)
+    if name == "disk_cache_bytes":
+        parse_size(text)
+        return text  # a share is of the disk, and which one that is says another setting
     if name.endswith("_bytes"):
         return parse_size(text)
     if get_origin(kind) is tuple:
@@ -237,3 +274,9 @@ def choices(kind: Any) -> tuple[str, ...]:
 
 def _bytes(size: int | str) -> int:
     return parse_size(size) if isinstance(size, str) else size
+
+
+def _disk_bytes(size: int | str, folder: Path) -> int:
+    if not isinstance(size, str):
+        return size
+    return parse_size(size, total_memory=disk_size(folder) if size.strip().endswith("%") else None)

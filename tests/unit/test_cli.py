@@ -32,7 +32,10 @@ FIELDS = [
 ]
 
 OTHER_VALUES = {
-    "store": ("elsewhere", Path("elsewhere")),
+    "store": ("elsewhere", "elsewhere"),
+    "disk_cache": ("elsewhere", Path("elsewhere")),
+    "disk_cache_bytes": ("3MiB", 3 * 2**20),
+    "store_refresh": ("1.5", 1.5),
     "device": ("cpu", "cpu"),
     "precision": ("fp32", "fp32"),
     "preload": ("a,b/c", ("a", "b/c")),
@@ -73,7 +76,7 @@ def test_command_line_wins_over_environment() -> None:
         ["--store", "here", "--port", "0"],
         {"GPT2SERVE_STORE": "there", "GPT2SERVE_PORT": "9", "GPT2SERVE_MAX_QUEUE": "5"},
     )
-    assert (engine.store, server.port, engine.max_queue) == (Path("here"), 0, 5)
+    assert (engine.store, server.port, engine.max_queue) == ("here", 0, 5)
 
 
 def test_list_options_are_repeated() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from gpt2serve.engine import folder_store
 from gpt2serve.engine import store as store_module
 from gpt2serve.engine.store import ModelStore
 from gpt2serve.errors import (
@@ -74,7 +75,7 @@ def test_a_manifest_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     folder = write_package(tmp_path)
     store = ModelStore(tmp_path, CPU)
     first = store.resolve("model")
-    monkeypatch.setattr(store_module, "read_manifest", None)
+    monkeypatch.setattr(folder_store, "read_manifest", None)
     assert store.resolve("model") is first
     assert folder == first.path
 
@@ -123,14 +124,14 @@ def test_known_packages_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     for n in range(6):
         write_package(tmp_path, f"m{n}")
         store.resolve(f"m{n}")
-    assert [path.parent.name for path in store._known] == ["m3", "m4", "m5"]
+    assert list(store._known) == ["m3", "m4", "m5"]
 
 
 def test_hashes_are_compared_once_for_a_version(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = []
-    monkeypatch.setattr(store_module, "verify_hashes", lambda *a: calls.append(a))
+    monkeypatch.setattr(folder_store, "verify_hashes", lambda *a: calls.append(a))
     write_package(tmp_path)
     store = ModelStore(tmp_path, CPU)
     store.verify(store.resolve("model"))
@@ -171,7 +172,7 @@ def test_listing(tmp_path: Path) -> None:
     (tmp_path / "README.md").touch()
     (tmp_path / "org" / "notes").touch()
     (tmp_path / "half" / "cpu-int8").mkdir(parents=True)
-    found = list(ModelStore(tmp_path, CPU).models())
+    found = ModelStore(tmp_path, CPU).list()
     assert sorted(found) == ["a", "a.b", "b", "exact", "org/a", "org/z", "user-2/x", "user/x"]
     assert len(set(found)) == len(found)
 
@@ -181,4 +182,4 @@ def test_a_model_may_have_the_name_of_an_organisation(tmp_path: Path) -> None:
     write_package(tmp_path, "gpt2/large")
     store = ModelStore(tmp_path, CPU)
     assert store.resolve("gpt2/large").model == "gpt2/large"
-    assert list(store.models()) == ["gpt2", "gpt2/large"]
+    assert store.list() == ["gpt2", "gpt2/large"]

@@ -51,11 +51,14 @@ def test_error_codes_are_pinned() -> None:
         "ModelNotFound": "model_not_found",
         "ModelTooLarge": "model_too_large",
         "ModelUnavailable": "model_unavailable",
+        "NotOnDisk": "model_unavailable",
         "Overloaded": "overloaded",
         "PackageError": "package_error",
+        "PackageReplaced": "model_unavailable",
         "RequestAborted": "aborted",
         "SettingsError": "invalid_settings",
         "StepFailed": "generation_failed",
+        "StoreUnavailable": "store_unavailable",
         "UnknownRevision": "unknown_package_revision",
     }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,7 @@ def test_container_limits_count(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_defaults() -> None:
     settings = engine_settings("models")
-    assert settings.store == Path("models")
+    assert settings.store == "models"
     assert (settings.device, settings.precision) == ("auto", None)
     assert settings.model_cache_bytes == pytest.approx(memory_limit() * 0.5, abs=1)
     assert settings.kv_cache_bytes == pytest.approx(memory_limit() * 0.2, abs=1)
@@ -118,6 +119,10 @@ def test_lists_and_sizes_are_converted() -> None:
         ("model_cache_bytes", "lots"),
         ("kv_cache_bytes", -5),
         ("load_retry_min", "soon"),
+        ("disk_cache_bytes", 0),
+        ("disk_cache_bytes", "0%"),
+        ("store_refresh", -1),
+        ("store_refresh", float("inf")),
     ],
 )
 def test_wrong_engine_values(field: str, value: Any) -> None:
@@ -189,6 +194,9 @@ def test_every_setting_is_a_variable() -> None:
             "GPT2SERVE_MODEL_MAX_WAIT": "1.5",
             "GPT2SERVE_LOAD_RETRY_MIN": "0.5",
             "GPT2SERVE_LOAD_RETRY_MAX": "10",
+            "GPT2SERVE_DISK_CACHE": "/var/cache/models",
+            "GPT2SERVE_DISK_CACHE_BYTES": "2GiB",
+            "GPT2SERVE_STORE_REFRESH": "7.5",
             "GPT2SERVE_HOST": "0.0.0.0",
             "GPT2SERVE_PORT": "80",
             "GPT2SERVE_LOG_FORMAT": "json",
@@ -197,7 +205,7 @@ def test_every_setting_is_a_variable() -> None:
         }
     )
     assert engine == EngineSettings(
-        store=Path("models"),
+        store="models",
         device="cpu",
         precision="fp32",
         model_cache_bytes=1024**3,
@@ -211,6 +219,9 @@ def test_every_setting_is_a_variable() -> None:
         model_max_wait=1.5,
         load_retry_min=0.5,
         load_retry_max=10.0,
+        disk_cache=Path("/var/cache/models"),
+        disk_cache_bytes=2 * 1024**3,
+        store_refresh=7.5,
     )
     assert server == ServerSettings(
         host="0.0.0.0", port=80, log_format="json", max_body_bytes=1024, drain_seconds=5.0
@@ -229,6 +240,7 @@ def test_every_setting_is_a_variable() -> None:
         ("DEVICE", "tpu", "cuda"),
         ("PRECISION", "int4", "fp16"),
         ("MODEL_CACHE_BYTES", "lots", "size"),
+        ("DISK_CACHE_BYTES", "lots", "size"),
         ("PORT", "http", "whole number"),
     ],
 )
@@ -245,6 +257,33 @@ def test_a_store_must_be_given() -> None:
     for texts in ({}, {"store": ""}):
         with pytest.raises(SettingsError, match="--store"):
             settings_from_texts(texts, dict.fromkeys(texts, "--store"))
+
+
+def test_a_folder_needs_no_disk_cache(tmp_path: Path) -> None:
+    assert engine_settings(tmp_path).disk_cache is None
+    assert engine_settings(tmp_path, disk_cache="here").disk_cache == Path("here")
+
+
+def test_packages_of_a_url_are_cached_where_caches_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", "/var/xdg")
+    assert engine_settings("s3://bucket/p").disk_cache == Path("/var/xdg/gpt2serve")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", "/home/me")
+    assert engine_settings("s3://bucket/p").disk_cache == Path("/home/me/.cache/gpt2serve")
+    assert engine_settings("s3://bucket/p", disk_cache="/here").disk_cache == Path("/here")
+
+
+def test_a_share_of_the_disk_cache_is_of_its_disk(tmp_path: Path) -> None:
+    disk = shutil.disk_usage(tmp_path).total
+    for folder in (tmp_path, tmp_path / "not" / "there" / "yet"):
+        settings = engine_settings("s3://b", disk_cache=folder, disk_cache_bytes="50%")
+        assert settings.disk_cache_bytes == disk // 2
+        settings, _ = settings_from_texts(
+            {"store": "s3://b", "disk_cache": str(folder), "disk_cache_bytes": "25%"}, {}
+        )
+        assert settings.disk_cache_bytes == disk // 4
+    assert not (tmp_path / "not").exists()
+    assert engine_settings("s3://b", disk_cache_bytes="3MiB").disk_cache_bytes == 3 * 1024**2
 
 
 def test_lists_may_be_given_many_times() -> None:

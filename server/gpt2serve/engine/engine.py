@@ -23,7 +23,7 @@ from gpt2serve.engine.observer import EngineStats, NoObserver, Observer
 from gpt2serve.engine.params import ResolvedParams, SamplingParams, resolve
 from gpt2serve.engine.request import Request, Times
 from gpt2serve.engine.runner import cuda_is_available
-from gpt2serve.engine.store import ModelStore, Package, sort_key
+from gpt2serve.engine.store import ModelStore, Package
 from gpt2serve.engine.stream import BlockingStream, Stream, TokenStream
 from gpt2serve.engine.tokenizer import Tokenizer, TokenizerCache
 from gpt2serve.errors import (
@@ -93,7 +93,12 @@ class Engine:
             settings = engine_settings(store, **options)
         self.settings = settings
         device = _device(settings.device)
-        self._store = ModelStore(settings.store, _variants(device, settings.precision))
+        self._store = ModelStore(
+            settings.store,
+            _variants(device, settings.precision),
+            refresh=settings.store_refresh,
+            clock=clock,
+        )
         self._tokenizers = TokenizerCache()
         self._clock = clock
         self._lock = threading.Lock()
@@ -143,6 +148,7 @@ class Engine:
         if started:
             self._core.inbox.put(Stop())
             self._core.join()
+        self._store.close()
 
     def __enter__(self) -> Self:
         self.start()
@@ -204,7 +210,9 @@ class Engine:
         """
         package = self._store.resolve(model)
         manifest = package.manifest
-        tokenizer = self._tokenizers.get(package.tokenizer_path, package.tokenizer_hash)
+        tokenizer = self._tokenizers.get(
+            self._store.tokenizer_file(package), package.tokenizer_hash
+        )
         ids, prefix_tokens = _tokenise(prompt, manifest, tokenizer)
         resolved = resolve(
             params or SamplingParams(),
@@ -303,13 +311,7 @@ class Engine:
 
     def list_models(self, *, after: str = "", limit: int = 100) -> list[ModelStatus]:
         """Up to `limit` models, in order of id, that come after the id `after`."""
-        found: list[ModelStatus] = []
-        for model in self._store.models():
-            if not after or sort_key(model) > sort_key(after):
-                found.append(self._status(model))
-            if len(found) == limit:
-                break
-        return found
+        return [self._status(model) for model in self._store.list(after, limit)]
 
     def _status(self, model: str) -> ModelStatus:
         try:

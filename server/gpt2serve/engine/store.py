@@ -1,140 +1,302 @@
-"""Where model packages are: a folder, one sub-folder a model.
+"""Where models come from, as the engine sees it: a folder or a URL behind one interface.
 
-Nothing is listed or read at start, so a store of a hundred thousand models opens at once.
-A package that is published again is noticed at the next request for it.
+Nothing is listed or read at start, so a store of a hundred thousand models opens at once. A
+package that is published again is noticed when its model is asked for, `refresh` seconds after
+the last look at the latest. A store that does not answer is left alone for some seconds; what is
+on the disk goes on being served.
 """
 
 from __future__ import annotations
 
-import os
+import contextlib
 import threading
+import time
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from gpt2serve.errors import ModelNotFound, SettingsError
-from gpt2serve.package import (
-    MANIFEST_FILE,
-    TOKENIZER_FILE,
-    Manifest,
-    check_model_id,
-    package_path,
-    read_manifest,
-    variant_name,
-    verify_hashes,
+from gpt2serve.engine.backend import Backend, Package, Progress, Seen, sort_key
+from gpt2serve.engine.catalog import Catalog
+from gpt2serve.engine.folder_store import FolderStore
+from gpt2serve.engine.reachability import Reachability
+from gpt2serve.errors import (
+    ModelNotFound,
+    PackageError,
+    PackageReplaced,
+    StoreUnavailable,
 )
+from gpt2serve.package import check_model_id
 
+#: Models, and ids that are no models, of which it is remembered what the store said.
 REMEMBERED = 10_000
+#: Seconds for which a store that did not answer is not asked.
+PAUSE = 5.0
+
+_NEVER = float("-inf")
 
 
-@dataclass(frozen=True, slots=True)
-class Package:
-    """A package in the store. `key` names model, variant and version of the weights."""
+@dataclass(slots=True, eq=False)
+class _Model:
+    """What the store said of a model: a package, an error, or None if there is none."""
 
-    model: str
-    path: Path
-    manifest: Manifest
-
-    @property
-    def key(self) -> str:
-        manifest = self.manifest
-        return (
-            f"{self.model}/{variant_name(manifest.target, manifest.precision)}@{manifest.version}"
-        )
-
-    @property
-    def tokenizer_path(self) -> Path:
-        return self.path / TOKENIZER_FILE
-
-    @property
-    def tokenizer_hash(self) -> str:
-        return self.manifest.files[TOKENIZER_FILE].sha256
+    answer: Seen | PackageError | StoreUnavailable | None = None
+    checked: float = _NEVER
+    #: Held by the one thread that asks the store.
+    asking: threading.Lock = field(default_factory=threading.Lock)
 
 
-def sort_key(model: str) -> str:
-    """Orders ids so that the models of one organisation stay together, as in folders.
-
-    As plain text 'a-b' would come before 'a/b' but after 'a', which holds 'a/b'.
-    """
-    return f"{model}/"
-
-
-def _in_order(folder: Path) -> list[Path]:
-    return sorted(folder.iterdir(), key=lambda path: sort_key(path.name))
+def _ignore(*_: object) -> None: ...
 
 
 class ModelStore:
-    """Finds packages. Thread-safe; every method may touch the disk."""
+    """Finds, fetches and holds packages. Thread-safe; every method may touch disk or network.
 
-    def __init__(self, root: Path, variants: Sequence[tuple[str, str]]) -> None:
+    `on_change` gets a model and its new package, or None if the model was deleted, when `resolve`
+    or a renewed list notices that another version took the place of a known one. It is called in
+    any thread and must not wait for one.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        variants: Sequence[tuple[str, str]],
+        *,
+        refresh: float = 0.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         """`variants`: (target, precision) in order of preference. Raises `SettingsError`."""
-        if not root.is_dir():
-            raise SettingsError(
-                f"There is no model store at {root}: give --store a folder that gpt2export wrote."
-            )
-        self.root = root
-        self._variants = tuple(variants)
+        self.on_change: Callable[[str, Package | None], None] = _ignore
+        self._backend: Backend = FolderStore(Path(root), variants)
+        self._refresh = refresh
+        self._clock = clock
         self._lock = threading.Lock()
-        self._known: OrderedDict[Path, tuple[tuple[int, int, int], Package]] = OrderedDict()
-        self._verified: dict[str, list[tuple[int, int, int]]] = {}
+        self._known: OrderedDict[str, _Model] = OrderedDict()
+        self._unknown: OrderedDict[str, _Model] = OrderedDict()
+        self._reachability = Reachability(PAUSE)
+        self._catalog = Catalog(
+            self._ids, refresh=refresh, clock=clock, on_renewed=self._look_for_deleted
+        )
+
+    # -- one model ------------------------------------------------------------------------
 
     def resolve(self, model: str) -> Package:
         """The package to serve `model` from.
 
-        Raises `InvalidModelId`, `ModelNotFound`, or `PackageError` if it cannot be used.
+        Raises `InvalidModelId`, `ModelNotFound`, `PackageError` if it cannot be used, or
+        `StoreUnavailable` if nothing is known of it and the store does not answer.
         """
-        for target, precision in self._variants:
-            path = package_path(self.root, model, target, precision)
-            try:
-                status = (path / MANIFEST_FILE).stat()
-            except (FileNotFoundError, NotADirectoryError):
-                continue
-            return self._read(model, path, _signature(status))
-        raise ModelNotFound(model)
+        state = self._state(check_model_id(model))
+        if not self._is_fresh(state):
+            if self._is_failing():
+                self._probe(model, state)
+                return self._without_store(model, state)
+            self._ask(model, state)
+            if self._is_failing():
+                return self._without_store(model, state)
+        return self._answer(model, state)
+
+    def peek(self, model: str) -> Package | None:
+        """What is known of `model`, without looking: never touches disk or network."""
+        with self._lock:
+            state = self._known.get(model)
+        return state.answer.package if state and isinstance(state.answer, Seen) else None
+
+    def tokenizer_file(self, package: Package) -> Path:
+        """Fetched if need be. Raises `CorruptPackage` or `StoreUnavailable`."""
+        with self._noticing(package):
+            return self._backend.tokenizer_file(package)
+
+    def fetch(self, package: Package, progress: Progress = _ignore) -> Package:
+        """Make `package` local; blocks until it is, and every byte was checked.
+
+        Raises `CorruptPackage`, `PackageReplaced`, `StoreUnavailable`, or `ModelUnavailable` if
+        there is no room for it on the disk.
+        """
+        with self._noticing(package):
+            return self._backend.fetch(package, progress)
+
+    @contextlib.contextmanager
+    def hold(self, package: Package) -> Iterator[Path]:
+        """The package's folder, which nobody evicts from the disk cache meanwhile.
+
+        Raises `CorruptPackage`, `PackageReplaced`, or `NotOnDisk` if it was evicted before.
+        """
+        with contextlib.ExitStack() as held:
+            with self._noticing(package):
+                path = held.enter_context(self._backend.hold(package))
+            yield path
 
     def verify(self, package: Package) -> None:
-        """Compare all hashes, once for each version and its files. Raises `CorruptPackage`."""
-        files = [_signature((package.path / name).stat()) for name in package.manifest.files]
-        if self._verified.get(package.key) == files:
+        """Raises `CorruptPackage` if a file is not what the manifest says."""
+        with self.hold(package):
+            pass
+
+    # -- all models -----------------------------------------------------------------------
+
+    def list(self, after: str = "", limit: int = 100) -> list[str]:
+        """Up to `limit` ids that come after the id `after`, in order of `sort_key`.
+
+        From an index that is renewed behind the caller's back; only the very first call waits
+        for it. Raises `StoreUnavailable` if there is no list yet and the store does not answer.
+        """
+        return self._catalog.page(after, limit)
+
+    def close(self) -> None:
+        self._backend.close()
+
+    # -- asking the store -----------------------------------------------------------------
+
+    def _state(self, model: str) -> _Model:
+        with self._lock:
+            state = self._known.get(model)
+            if state is not None:
+                self._known.move_to_end(model)
+                return state
+            state = self._unknown.setdefault(model, _Model())
+            self._unknown.move_to_end(model)
+            _trim(self._unknown)
+            return state
+
+    def _is_fresh(self, state: _Model) -> bool:
+        return self._clock() - state.checked < self._refresh
+
+    def _is_failing(self) -> bool:
+        with self._lock:
+            return self._reachability.failing
+
+    def _ask(self, model: str, state: _Model) -> None:
+        """One thread asks; others wait for it only if nothing is known of the model."""
+        if not state.asking.acquire(blocking=state.checked == _NEVER):
             return
-        verify_hashes(package.path, package.manifest)
-        self._verified[package.key] = files
-
-    def models(self) -> Iterator[str]:
-        """Ids of all models that have a usable variant, in order of `sort_key`."""
-        for first in _in_order(self.root):
-            if self._is_model(first.name):
-                yield first.name
-            if first.is_dir() and not first.name.startswith("."):
-                for second in _in_order(first):
-                    if self._is_model(f"{first.name}/{second.name}"):
-                        yield f"{first.name}/{second.name}"
-
-    def _is_model(self, model: str) -> bool:
         try:
-            check_model_id(model)
-        except Exception:
-            return False
-        return any(
-            (package_path(self.root, model, *variant) / MANIFEST_FILE).is_file()
-            for variant in self._variants
+            if self._is_fresh(state) or self._is_failing():
+                return  # another thread has asked while this one waited
+            old, new = state.answer, self._look(model, state)
+        finally:
+            state.asking.release()
+        self._tell(model, old, new)
+
+    def _look(self, model: str, state: _Model) -> Seen | Exception | None:
+        known = state.answer if isinstance(state.answer, Seen) else None
+        new: Seen | PackageError | StoreUnavailable | None
+        try:
+            new = self._backend.look(model, known)
+        except StoreUnavailable as error:
+            if error.everywhere:
+                with self._lock:
+                    self._reachability.failed(self._clock())
+                return state.answer
+            # Of this model the store says nothing, but it speaks.
+            new = known or error
+        except PackageError as error:
+            new = error
+        with self._lock:
+            self._reachability.worked()
+            state.answer, state.checked = new, self._clock()
+            self._unknown.pop(model, None)
+            kept = self._known if isinstance(new, Seen) else self._unknown
+            self._known.pop(model, None)
+            kept[model] = state
+            _trim(kept)
+        return new
+
+    def _tell(self, model: str, old: object, new: object) -> None:
+        if not isinstance(old, Seen) or isinstance(new, Exception):
+            return
+        if not isinstance(new, Seen):
+            self._backend.forget(old.package)
+            self.on_change(model, None)
+            return
+        if new.package.path != old.package.path:
+            self._backend.supersede(old.package)
+        if new.package.key != old.package.key:
+            self.on_change(model, new.package)
+
+    def _answer(self, model: str, state: _Model) -> Package:
+        answer = state.answer
+        if isinstance(answer, Seen):
+            package = answer.package
+            local = self._backend.is_local(package)
+            return package if package.local == local else replace(package, local=local)
+        if answer is None:
+            raise ModelNotFound(model)
+        raise _copy(answer)
+
+    # -- without the store ----------------------------------------------------------------
+
+    def _probe(self, model: str, state: _Model) -> None:
+        """See whether the store answers again, while the request goes on without it."""
+        with self._lock:
+            if not self._reachability.take_probe(self._clock()):
+                return
+
+        def probe() -> None:
+            with state.asking:
+                old, new = state.answer, self._look(model, state)
+            self._tell(model, old, new)
+
+        threading.Thread(target=probe, name="gpt2serve-store-probe", daemon=True).start()
+
+    def _without_store(self, model: str, state: _Model) -> Package:
+        if isinstance(state.answer, Seen):
+            if self._backend.is_local(state.answer.package):
+                return self._answer(model, state)
+        elif isinstance(state.answer, PackageError):
+            return self._answer(model, state)
+        elif (package := self._backend.stored(model)) is not None:
+            with self._lock:
+                state.answer = Seen(package, None)
+                self._unknown.pop(model, None)
+                self._known[model] = state
+                _trim(self._known)
+            return package
+        with self._lock:
+            retry_after = self._reachability.retry_after(self._clock())
+        raise StoreUnavailable(
+            f"The store does not answer, and {model!r} is not in the disk cache.",
+            retry_after=retry_after,
         )
 
-    def _read(self, model: str, path: Path, signature: tuple[int, int, int]) -> Package:
+    @contextlib.contextmanager
+    def _noticing(self, package: Package) -> Iterator[None]:
+        """Whoever finds a package replaced lets the next request look at once."""
+        try:
+            yield
+        except PackageReplaced:
+            with self._lock:
+                if package.model in self._known:
+                    self._known[package.model].checked = _NEVER
+            raise
+
+    # -- the index ------------------------------------------------------------------------
+
+    def _ids(self) -> Iterable[str]:
+        return self._backend.ids() or ()
+
+    def _look_for_deleted(self, ids: set[str]) -> None:
+        """Models that are known and not in the list: gone, or published while it was made."""
         with self._lock:
-            known = self._known.get(path)
-            if known is not None and known[0] == signature:
-                self._known.move_to_end(path)
-                return known[1]
-        package = Package(model, path, read_manifest(path))
-        with self._lock:
-            self._known[path] = (signature, package)
-            while len(self._known) > REMEMBERED:
-                self._known.popitem(last=False)
-        return package
+            missing = [
+                (model, state)
+                for model, state in self._known.items()
+                if model not in ids and isinstance(state.answer, Seen)
+            ]
+        for model, state in missing:
+            if not self._is_fresh(state) and not self._is_failing():
+                self._ask(model, state)
 
 
-def _signature(status: os.stat_result) -> tuple[int, int, int]:
-    """Differs if a file was replaced or written to."""
-    return status.st_ino, status.st_mtime_ns, status.st_size
+def _trim(models: OrderedDict[str, _Model]) -> None:
+    while len(models) > REMEMBERED:
+        models.popitem(last=False)
+
+
+def _copy(error: PackageError | StoreUnavailable) -> Exception:
+    """An error of its own for each caller: raising one object in many threads mixes them up."""
+    if isinstance(error, StoreUnavailable):
+        return StoreUnavailable(str(error), retry_after=error.retry_after, everywhere=False)
+    return type(error)(str(error))
+
+
+__all__ = ["ModelStore", "Package", "sort_key"]

@@ -1,0 +1,92 @@
+"""What a store is made of: packages, and what answers for the place where they lie."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from gpt2serve.package import TOKENIZER_FILE, Manifest, variant_name
+
+#: Gets the bytes that are there and the bytes of the whole package.
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Package:
+    """A version of a model, as the store describes it."""
+
+    model: str
+    #: The folder where its files are, or will be once they are fetched.
+    path: Path
+    manifest: Manifest
+    #: Whether the files were there when the package was resolved.
+    local: bool
+
+    @property
+    def variant(self) -> str:
+        return variant_name(self.manifest.target, self.manifest.precision)
+
+    @property
+    def key(self) -> str:
+        """Names model, variant and version of the weights."""
+        return f"{self.model}/{self.variant}@{self.manifest.version}"
+
+    @property
+    def tokenizer_hash(self) -> str:
+        return self.manifest.files[TOKENIZER_FILE].sha256
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A package, and by what to tell that its manifest has not changed since."""
+
+    package: Package
+    signature: object
+
+
+class Backend(Protocol):
+    """One kind of store. Thread-safe; every method may touch disk or network.
+
+    Where a method cannot reach the store it raises `StoreUnavailable`.
+    """
+
+    def look(self, model: str, known: Seen | None) -> Seen | None:
+        """The package to serve `model` from: `known` itself if nothing changed, None if there
+        is none. Raises `PackageError` if it cannot be used."""
+
+    def ids(self) -> Iterator[str] | None:
+        """Ids of all models that have a usable variant; None where that cannot be asked."""
+
+    def stored(self, model: str) -> Package | None:
+        """The package of `model` that can be served without the store."""
+
+    def stored_ids(self) -> list[str]:
+        """Models that can be served without the store."""
+
+    def is_local(self, package: Package) -> bool:
+        """Whether its files are on the disk now."""
+
+    def tokenizer_file(self, package: Package) -> Path: ...
+
+    def fetch(self, package: Package, progress: Progress) -> Package: ...
+
+    def hold(self, package: Package) -> AbstractContextManager[Path]: ...
+
+    def supersede(self, package: Package) -> None:
+        """A newer version has taken the place of `package`."""
+
+    def forget(self, package: Package) -> None:
+        """The model is no longer in the store."""
+
+    def close(self) -> None: ...
+
+
+def sort_key(model: str) -> str:
+    """Orders ids so that the models of one organisation stay together, as in folders.
+
+    As plain text 'a-b' would come before 'a/b' but after 'a', which holds 'a/b'.
+    """
+    return f"{model}/"
