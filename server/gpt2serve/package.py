@@ -210,6 +210,17 @@ def read_manifest(package: Path) -> Manifest:
         raw = (package / MANIFEST_FILE).read_bytes()
     except OSError as error:
         raise CorruptPackage(f"{package}: no readable {MANIFEST_FILE} ({error}).") from error
+    manifest = decode_manifest(raw, str(package))
+    for problem in _size_problems(package, manifest):
+        raise CorruptPackage(f"{package}: {problem}")
+    return manifest
+
+
+def decode_manifest(raw: bytes, package: str) -> Manifest:
+    """The manifest of `package`, checked as far as it goes without the package's files.
+
+    Raises `UnknownRevision`, or `CorruptPackage` with the reason.
+    """
     try:
         revision = msgspec.json.decode(raw, type=_Revision).format_revision
         if revision != FORMAT_REVISION:
@@ -224,7 +235,7 @@ def read_manifest(package: Path) -> Manifest:
         check_model_id(manifest.id)
     except InvalidModelId as error:
         raise CorruptPackage(f"{package}: {MANIFEST_FILE}: {error}") from error
-    for problem in _size_problems(package, manifest):
+    for problem in _file_list_problems(manifest):
         raise CorruptPackage(f"{package}: {problem}")
     return manifest
 
@@ -243,14 +254,17 @@ def verify_hashes(package: Path, manifest: Manifest) -> None:
             )
 
 
-def _size_problems(package: Path, manifest: Manifest) -> Iterator[str]:
+def _file_list_problems(manifest: Manifest) -> Iterator[str]:
     for name in (GRAPH_FILE, WEIGHTS_FILE, TOKENIZER_FILE):
         if name not in manifest.files:
             yield f"the manifest does not list {name}."
-    for name, entry in manifest.files.items():
+    for name in manifest.files:
         if Path(name).name != name or name in ("", ".", ".."):
             yield f"the manifest lists {name!r}, which is outside the package."
-            continue
+
+
+def _size_problems(package: Path, manifest: Manifest) -> Iterator[str]:
+    for name, entry in manifest.files.items():
         path = package / name
         if path.is_symlink() or not path.is_file():
             yield f"{name} is missing or is not a plain file."
@@ -279,6 +293,7 @@ __all__ = [
     "Target",
     "check_model_id",
     "checksum_of",
+    "decode_manifest",
     "encode_manifest",
     "file_entry",
     "package_path",

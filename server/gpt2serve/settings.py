@@ -112,6 +112,23 @@ def is_url(store: str) -> bool:
     return "://" in store
 
 
+#: Where obstore looks for the address of a server that is not the provider's own.
+_ENDPOINTS = ("AWS_ENDPOINT", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AZURE_STORAGE_ENDPOINT")
+_ALLOW_HTTP = ("AWS_ALLOW_HTTP", "AZURE_ALLOW_HTTP", "GOOGLE_ALLOW_HTTP")
+
+
+def allows_http(url: str, source: Mapping[str, str] | None = None) -> bool:
+    """Whether the store may be reached without TLS: somebody has written so.
+
+    obstore reads these variables by itself only where nothing else is set for its client.
+    """
+    source = os.environ if source is None else source
+    addresses = (url, *(source.get(name, "") for name in _ENDPOINTS))
+    return any(address.startswith("http://") for address in addresses) or any(
+        source.get(name, "").lower() in ("1", "true", "yes", "on") for name in _ALLOW_HTTP
+    )
+
+
 def default_disk_cache(source: Mapping[str, str] | None = None) -> Path:
     """`$XDG_CACHE_HOME/gpt2serve`, or `~/.cache/gpt2serve`."""
     base = (os.environ if source is None else source).get("XDG_CACHE_HOME")

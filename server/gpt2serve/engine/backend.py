@@ -53,6 +53,10 @@ class Backend(Protocol):
     Where a method cannot reach the store it raises `StoreUnavailable`.
     """
 
+    @property
+    def disk_cache_bytes(self) -> int:
+        """Bytes of what was fetched and is kept."""
+
     def look(self, model: str, known: Seen | None) -> Seen | None:
         """The package to serve `model` from: `known` itself if nothing changed, None if there
         is none. Raises `PackageError` if it cannot be used."""

@@ -37,6 +37,7 @@ class Catalog:
         self._first = threading.Lock()
         self._keys: list[str] | None = None
         self._next = 0.0
+        self._problem: StoreUnavailable | None = None
         self._renewal: threading.Thread | None = None
 
     def page(self, after: str = "", limit: int = 100) -> list[str]:
@@ -44,9 +45,7 @@ class Catalog:
 
         Raises `StoreUnavailable` if there was no list yet and there cannot be one now.
         """
-        keys = self._current()
-        begin = bisect_right(keys, sort_key(after)) if after else 0
-        return [key[:-1] for key in keys[begin : begin + limit]]
+        return page_of(self._current(), after, limit)
 
     def join(self) -> None:
         """Wait for a renewal that is under way."""
@@ -59,11 +58,22 @@ class Catalog:
         if self._keys is None:
             with self._first:
                 if self._keys is None:
-                    self._renew()
+                    self._renew_first()
         else:
             self._renew_if_due()
         assert self._keys is not None  # noqa: S101
         return self._keys
+
+    def _renew_first(self) -> None:
+        if self._problem is not None and self._clock() < self._next:
+            raise StoreUnavailable(
+                str(self._problem), retry_after=self._problem.retry_after, everywhere=False
+            )
+        try:
+            self._renew()
+        except StoreUnavailable as error:
+            self._problem = error
+            raise
 
     def _renew_if_due(self) -> None:
         with self._lock:
@@ -92,3 +102,9 @@ class Catalog:
             self._next = begin + took + max(self._refresh, took * SHARE)
         self._keys = keys
         self._on_renewed({key[:-1] for key in keys})
+
+
+def page_of(keys: list[str], after: str, limit: int) -> list[str]:
+    """Up to `limit` ids after the id `after`, of sorted keys."""
+    begin = bisect_right(keys, sort_key(after)) if after else 0
+    return [key[:-1] for key in keys[begin : begin + limit]]

@@ -97,6 +97,8 @@ class Engine:
             settings.store,
             _variants(device, settings.precision),
             refresh=settings.store_refresh,
+            disk_cache=settings.disk_cache,
+            disk_cache_bytes=settings.disk_cache_bytes,
             clock=clock,
         )
         self._tokenizers = TokenizerCache()

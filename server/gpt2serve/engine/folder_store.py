@@ -48,6 +48,10 @@ class FolderStore:
         self._lock = threading.Lock()
         self._verified: OrderedDict[str, list[_Signature]] = OrderedDict()
 
+    @property
+    def disk_cache_bytes(self) -> int:
+        return 0
+
     def look(self, model: str, known: Seen | None) -> Seen | None:
         for target, precision in self._variants:
             path = package_path(self._root, model, target, precision)

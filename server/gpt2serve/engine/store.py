@@ -17,16 +17,21 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from gpt2serve.engine.backend import Backend, Package, Progress, Seen, sort_key
-from gpt2serve.engine.catalog import Catalog
+from gpt2serve.engine.catalog import Catalog, page_of
+from gpt2serve.engine.disk_cache import DiskCache
 from gpt2serve.engine.folder_store import FolderStore
+from gpt2serve.engine.object_store import ObjectStore
 from gpt2serve.engine.reachability import Reachability
+from gpt2serve.engine.url_store import UrlStore
 from gpt2serve.errors import (
     ModelNotFound,
     PackageError,
     PackageReplaced,
+    SettingsError,
     StoreUnavailable,
 )
 from gpt2serve.package import check_model_id
+from gpt2serve.settings import allows_http, is_url
 
 #: Models, and ids that are no models, of which it is remembered what the store said.
 REMEMBERED = 10_000
@@ -46,6 +51,23 @@ class _Model:
     asking: threading.Lock = field(default_factory=threading.Lock)
 
 
+def _backend(
+    root: str | Path, variants: Sequence[tuple[str, str]], disk_cache: Path | None, size: int
+) -> Backend:
+    url = str(root)
+    if not is_url(url):
+        return FolderStore(Path(root), variants)
+    if disk_cache is None:
+        raise SettingsError(f"The store {url} needs a folder for its packages: --disk-cache DIR.")
+    objects = ObjectStore(url, allow_http=allows_http(url))
+    try:
+        cache = DiskCache(disk_cache, size, store=url)
+    except OSError as error:
+        reason = error.strerror or error
+        raise SettingsError(f"--disk-cache {disk_cache} cannot be used ({reason}).") from error
+    return UrlStore(objects, cache, variants)
+
+
 def _ignore(*_: object) -> None: ...
 
 
@@ -63,11 +85,16 @@ class ModelStore:
         variants: Sequence[tuple[str, str]],
         *,
         refresh: float = 0.0,
+        disk_cache: Path | None = None,
+        disk_cache_bytes: int = 2**63,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`variants`: (target, precision) in order of preference. Raises `SettingsError`."""
+        """`variants`: (target, precision) in order of preference; `refresh` in seconds.
+
+        A `root` that is a URL needs `disk_cache`, a folder. Raises `SettingsError`.
+        """
         self.on_change: Callable[[str, Package | None], None] = _ignore
-        self._backend: Backend = FolderStore(Path(root), variants)
+        self._backend = _backend(root, variants, disk_cache, disk_cache_bytes)
         self._refresh = refresh
         self._clock = clock
         self._lock = threading.Lock()
@@ -116,6 +143,11 @@ class ModelStore:
         with self._noticing(package):
             return self._backend.fetch(package, progress)
 
+    @property
+    def disk_cache_bytes(self) -> int:
+        """Bytes in the disk cache, as of the last time that it was looked through."""
+        return self._backend.disk_cache_bytes
+
     @contextlib.contextmanager
     def hold(self, package: Package) -> Iterator[Path]:
         """The package's folder, which nobody evicts from the disk cache meanwhile.
@@ -140,7 +172,13 @@ class ModelStore:
         From an index that is renewed behind the caller's back; only the very first call waits
         for it. Raises `StoreUnavailable` if there is no list yet and the store does not answer.
         """
-        return self._catalog.page(after, limit)
+        try:
+            return self._catalog.page(after, limit)
+        except StoreUnavailable:
+            keys = sorted(map(sort_key, self._ids_here()))
+            if not keys:
+                raise
+            return page_of(keys, after, limit)
 
     def close(self) -> None:
         self._backend.close()
@@ -268,11 +306,25 @@ class ModelStore:
                 if package.model in self._known:
                     self._known[package.model].checked = _NEVER
             raise
+        except StoreUnavailable as error:
+            if error.everywhere:
+                with self._lock:
+                    self._reachability.failed(self._clock())
+            raise
 
     # -- the index ------------------------------------------------------------------------
 
     def _ids(self) -> Iterable[str]:
-        return self._backend.ids() or ()
+        if self._is_failing():
+            raise StoreUnavailable("The store does not answer.", retry_after=PAUSE)
+        ids = self._backend.ids()
+        return self._ids_here() if ids is None else ids
+
+    def _ids_here(self) -> set[str]:
+        """Models that are known without a listing."""
+        with self._lock:
+            known = {m for m, state in self._known.items() if isinstance(state.answer, Seen)}
+        return known.union(self._backend.stored_ids())
 
     def _look_for_deleted(self, ids: set[str]) -> None:
         """Models that are known and not in the list: gone, or published while it was made."""
