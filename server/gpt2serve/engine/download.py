@@ -78,8 +78,8 @@ class Downloader:
                 raise problem or StoreUnavailable(
                     "The store breaks its answers off.", retry_after=5.0
                 )
-            if problem:
-                self._stopped.wait(BACKOFF * 2**failed)
+            if failed:
+                self._stopped.wait(BACKOFF * 2 ** (failed - 1))
 
     def _receive(self, stream: Stream, file: _Part, progress: Callable[[int], None]) -> None:
         file.begin(stream.etag)
