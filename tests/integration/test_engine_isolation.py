@@ -113,7 +113,7 @@ def test_a_package_published_anew_is_another_model(band_store: Path, tmp_path: P
     """Requests that were accepted before go on with the old weights, later ones get the new."""
     copy_model(band_store, "low", tmp_path, "model")
     params = SamplingParams(max_new_tokens=100, do_sample=True, seed=1)
-    with open_engine(tmp_path, precision="int8") as engine:
+    with open_engine(tmp_path, precision="int8", store_refresh=0) as engine:
         before = send(engine, "model", "We", params)
         while not before.stream.token_count:
             pass

@@ -257,7 +257,7 @@ def test_an_object_that_was_written_anew_is_not_mixed_with_the_old_one(world: Wo
     size = 6_000_000
     published = world.publish("a", size=size)
     world.proxy.fail(WEIGHTS_FILE, "cut", after=1_000_000)
-    world.proxy.fail(WEIGHTS_FILE, "503", times=3)
+    world.proxy.fail(WEIGHTS_FILE, "503", times=4)
     store = world.open()
     package = store.resolve("a")
     with pytest.raises(StoreUnavailable):

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,7 +20,9 @@ from gpt2serve.errors import (
     CorruptPackage,
     InvalidModelId,
     ModelNotFound,
+    PackageReplaced,
     SettingsError,
+    StoreUnavailable,
     UnknownRevision,
 )
 from gpt2serve.package import MANIFEST_FILE, TOKENIZER_FILE, WEIGHTS_FILE
@@ -183,3 +191,203 @@ def test_a_model_may_have_the_name_of_an_organisation(tmp_path: Path) -> None:
     store = ModelStore(tmp_path, CPU)
     assert store.resolve("gpt2/large").model == "gpt2/large"
     assert store.list() == ["gpt2", "gpt2/large"]
+
+
+# -- freshness --------------------------------------------------------------------------------
+
+
+class Looks:
+    """A clock that stands still, and how often a folder store was looked at."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 100.0
+        self.models: list[str] = []
+        original = folder_store.FolderStore.look
+
+        def look(store: Any, model: str, known: Any) -> Any:
+            self.models.append(model)
+            return original(store, model, known)
+
+        monkeypatch.setattr(folder_store.FolderStore, "look", look)
+
+    def clock(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def looks(monkeypatch: pytest.MonkeyPatch) -> Looks:
+    return Looks(monkeypatch)
+
+
+def test_a_model_is_looked_for_at_most_every_refresh_seconds(tmp_path: Path, looks: Looks) -> None:
+    write_package(tmp_path, "a")
+    write_package(tmp_path, "broken").joinpath(MANIFEST_FILE).write_text("{")
+    store = ModelStore(tmp_path, CPU, refresh=5, clock=looks.clock)
+    for seconds in (0, 0, 4.9):
+        looks.now += seconds
+        store.resolve("a")
+        for model, error in (("missing", ModelNotFound), ("broken", CorruptPackage)):
+            with pytest.raises(error):
+                store.resolve(model)
+    assert sorted(looks.models) == ["a", "broken", "missing"]
+    write_package(tmp_path, "missing")
+    looks.now += 0.1
+    assert store.resolve("missing").model == "missing"
+    assert store.resolve("a").model == "a"
+    assert len(looks.models) == 5
+
+
+def test_unknown_models_do_not_push_out_known_ones(
+    tmp_path: Path, looks: Looks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_module, "REMEMBERED", 3)
+    write_package(tmp_path, "a")
+    store = ModelStore(tmp_path, CPU, refresh=5, clock=looks.clock)
+    store.resolve("a")
+    for n in range(10):
+        with pytest.raises(ModelNotFound):
+            store.resolve(f"x{n}")
+    assert len(store._unknown) == 3
+    store.resolve("a")
+    assert looks.models.count("a") == 1
+
+
+def test_while_one_thread_looks_others_use_what_is_known(
+    tmp_path: Path, looks: Looks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_package(tmp_path, "a")
+    store = ModelStore(tmp_path, CPU, refresh=5, clock=looks.clock)
+    known = store.resolve("a")
+    entered, leave = threading.Event(), threading.Event()
+    original = store._backend.look
+
+    def slow(model: str, seen: Any) -> Any:
+        entered.set()
+        assert leave.wait(30)
+        return original(model, seen)
+
+    monkeypatch.setattr(store._backend, "look", slow)
+    looks.now += 5
+    with ThreadPoolExecutor(1) as pool:
+        slowest = pool.submit(store.resolve, "a")
+        assert entered.wait(30)
+        assert store.resolve("a") is known
+        assert store.resolve("a") is known
+        leave.set()
+        assert slowest.result() is known
+
+
+def test_changes_are_told(tmp_path: Path) -> None:
+    folder = write_package(tmp_path, "a")
+    write_package(tmp_path, "b")
+    store = ModelStore(tmp_path, CPU)
+    told: list[tuple[str, str | None]] = []
+    store.on_change = lambda model, package: told.append((model, package and package.key))
+    store.resolve("a")
+    store.resolve("b")
+    assert store.peek("a") == store.resolve("a")
+    assert store.peek("c") is None
+    write_package(tmp_path, "a", bytes_needed=5)  # the same weights
+    store.resolve("a")
+    assert told == []
+    write_package(tmp_path, "a", files={WEIGHTS_FILE: b"weight2"})
+    new = store.resolve("a")
+    store.resolve("a")
+    assert told == [("a", new.key)]
+    (folder / MANIFEST_FILE).write_text("{")  # half a publication is no change
+    with pytest.raises(CorruptPackage):
+        store.resolve("a")
+    shutil.rmtree(tmp_path / "b")
+    for _ in range(2):
+        with pytest.raises(ModelNotFound):
+            store.resolve("b")
+    assert told[1:] == [("b", None)]
+
+
+def test_a_package_that_was_replaced_before_it_was_read(tmp_path: Path, looks: Looks) -> None:
+    write_package(tmp_path)
+    store = ModelStore(tmp_path, CPU, refresh=5, clock=looks.clock)
+    old = store.resolve("model")
+    write_package(tmp_path, files={WEIGHTS_FILE: b"weight2"})
+    with pytest.raises(PackageReplaced) as caught, store.hold(old):
+        pass
+    assert caught.value.retry_after
+    new = store.resolve("model")  # not five seconds later
+    assert new.key != old.key
+    with store.hold(new) as path:
+        assert path == new.path
+
+
+def test_a_file_that_vanishes_is_a_corrupt_package(tmp_path: Path) -> None:
+    folder = write_package(tmp_path)
+    store = ModelStore(tmp_path, CPU)
+    package = store.resolve("model")
+    (folder / WEIGHTS_FILE).unlink()
+    with pytest.raises(CorruptPackage), store.hold(package):
+        pass
+
+
+def test_a_folder_fetches_nothing(tmp_path: Path) -> None:
+    folder = write_package(tmp_path)
+    store = ModelStore(str(tmp_path), CPU)
+    package = store.resolve("model")
+    assert package.local
+    progress: list[tuple[int, int]] = []
+    assert store.fetch(package, lambda *both: progress.append(both)) is package
+    assert progress == [(14, 14)]
+    assert store.tokenizer_file(package) == folder / TOKENIZER_FILE
+    assert store.disk_cache_bytes == 0
+    store.close()
+
+
+def test_a_folder_that_cannot_be_read_is_an_absent_store(
+    tmp_path: Path, looks: Looks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_package(tmp_path, "a")
+    store = ModelStore(tmp_path, CPU, refresh=5, clock=looks.clock)
+    known = store.resolve("a")
+
+    def broken(*_: Any, **__: Any) -> Any:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "stat", broken)
+        looks.now += 5
+        assert store.resolve("a") == known
+        for _ in range(3):
+            with pytest.raises(StoreUnavailable):
+                store.resolve("b")
+    assert len(looks.models) == 2  # the first, and the one that failed
+    looks.now += store_module.PAUSE
+    assert store.resolve("a") == known  # sees whether it is back
+    deadline = time.monotonic() + 30
+    while store._reachability.failing:
+        assert time.monotonic() < deadline
+    with pytest.raises(ModelNotFound):
+        store.resolve("b")
+
+
+# -- the index --------------------------------------------------------------------------------
+
+
+def test_a_second_page_scans_no_folder(
+    tmp_path: Path, looks: Looks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for model in ("a", "org/b", "org/c", "d"):
+        write_package(tmp_path, model)
+    scanned: list[Any] = []
+    original = os.scandir
+    monkeypatch.setattr(
+        folder_store.os, "scandir", lambda path: scanned.append(path) or original(path)
+    )
+    monkeypatch.setattr(folder_store, "read_manifest", None)
+    store = ModelStore(tmp_path, CPU, refresh=5, clock=looks.clock)
+    assert scanned == []
+    assert store.list(limit=2) == ["a", "d"]
+    first = len(scanned)
+    assert first > 1
+    assert store.list("d", 2) == ["org/b", "org/c"]
+    looks.now += 4
+    assert store.list("org/c") == []
+    assert len(scanned) == first
+    assert looks.models == []

@@ -134,9 +134,20 @@ def test_one_module_imports(package: str, module: str) -> None:
     assert users == [module]
 
 
+def test_one_module_imports_obstore() -> None:
+    """And only when there is a URL: it is an extra."""
+    users = [
+        name_of(path)
+        for path in SERVER_SOURCES
+        if any(top(imported) == "obstore" for imported in imports_of(path))
+    ]
+    assert users == ["gpt2serve.engine.object_store"]
+    assert "obstore" not in loaded_by("import gpt2serve.engine.store")
+
+
 def test_policy_is_pure() -> None:
     """No clock, no event loop, no thread, no file, no numbers library in the deciding parts."""
-    for name in ("scheduler", "kv_cache", "model_cache"):
+    for name in ("scheduler", "kv_cache", "model_cache", "disk_policy", "reachability"):
         for imported in imports_of(SERVER / "engine" / f"{name}.py"):
             assert top(imported) in {
                 "__future__",

@@ -55,22 +55,20 @@ class Catalog:
             renewal.join()
 
     def _current(self) -> list[str]:
-        if self._keys is None:
-            with self._first:
-                if self._keys is None:
-                    self._renew_first()
-        else:
+        keys = self._keys
+        if keys is not None:
             self._renew_if_due()
-        assert self._keys is not None  # noqa: S101
-        return self._keys
+            return keys
+        with self._first:
+            return self._renew_first() if self._keys is None else self._keys
 
-    def _renew_first(self) -> None:
+    def _renew_first(self) -> list[str]:
         if self._problem is not None and self._clock() < self._next:
             raise StoreUnavailable(
                 str(self._problem), retry_after=self._problem.retry_after, everywhere=False
             )
         try:
-            self._renew()
+            return self._renew()
         except StoreUnavailable as error:
             self._problem = error
             raise
@@ -93,7 +91,7 @@ class Catalog:
             with self._lock:
                 self._renewal = None
 
-    def _renew(self) -> None:
+    def _renew(self) -> list[str]:
         begin = self._clock()
         try:
             keys = sorted(sort_key(model) for model in self._read())
@@ -102,6 +100,7 @@ class Catalog:
             self._next = begin + took + max(self._refresh, took * SHARE)
         self._keys = keys
         self._on_renewed({key[:-1] for key in keys})
+        return keys
 
 
 def page_of(keys: list[str], after: str, limit: int) -> list[str]:

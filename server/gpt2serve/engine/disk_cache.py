@@ -221,8 +221,11 @@ class DiskCache:
             lock.remove()
             raise
         except BaseException:
-            lock.set_time(self._wall())
-            lock.release()
+            if place.staging.exists():
+                lock.set_time(self._wall())
+                lock.release()
+            else:
+                lock.remove()
             raise
         lock.set_time(self._wall())
         lock.release()
@@ -387,7 +390,12 @@ class DiskCache:
                     _remove_tree(path)
                 elif self._wall() - _time_of(self._home / "locks" / path.name) > KEEP_PARTS:
                     self._remove(Entry(str(self._home / "locks" / path.name), 0, NEVER))
-            self.used = sum(entry.bytes for entry in self._entries())
+            entries = self._entries()
+            for path in {*_children(self._home / "locks")} - {Path(e.name) for e in entries}:
+                lock = FileLock.acquire(path)
+                if lock is not None:
+                    lock.remove()
+            self.used = sum(entry.bytes for entry in entries)
 
     def _make_folders(self) -> None:
         for name in ("packages", "tokenizers", "staging", "locks"):

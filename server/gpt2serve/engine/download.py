@@ -16,7 +16,7 @@ from gpt2serve.errors import EngineClosed, StoreUnavailable
 from gpt2serve.package import FileEntry
 
 #: Attempts in a row that bring nothing, after which the store counts as unreachable.
-ATTEMPTS = 3
+ATTEMPTS = 4
 #: Seconds before the next attempt; doubled each time.
 BACKOFF = 0.25
 

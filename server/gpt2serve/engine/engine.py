@@ -212,7 +212,7 @@ class Engine:
         """
         package = self._store.resolve(model)
         manifest = package.manifest
-        tokenizer = self._tokenizers.get(
+        tokenizer = self._tokenizers.find(package.tokenizer_hash) or self._tokenizers.get(
             self._store.tokenizer_file(package), package.tokenizer_hash
         )
         ids, prefix_tokens = _tokenise(prompt, manifest, tokenizer)

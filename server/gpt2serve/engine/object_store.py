@@ -86,9 +86,10 @@ class ObjectStore:
         self._list: Callable[..., Any] = obstore.list
         self.url = url
         try:
-            self._small = _client(url, allow_http, SMALL_TIMEOUT, SMALL_TIMEOUT, SMALL_TIMEOUT)
-            self._large = _client(url, allow_http, CONNECT_TIMEOUT, STALL_TIMEOUT, LONGEST)
-            self._pages = _client(url, allow_http, CONNECT_TIMEOUT, STALL_TIMEOUT, LIST_TIMEOUT)
+            self._small = _client(url, allow_http, _Limits(whole=SMALL_TIMEOUT, retries=2))
+            # Whoever downloads decides when to ask again: it knows what it has got already.
+            self._large = _client(url, allow_http, _Limits(whole=LONGEST, retries=0))
+            self._pages = _client(url, allow_http, _Limits(whole=LIST_TIMEOUT, retries=3))
         except Exception as error:  # obstore raises many kinds for what is no store
             raise SettingsError(f"{url} is no store: {_first_line(error)}") from error
         #: A plain web server has no listing.
@@ -129,19 +130,34 @@ class ObjectStore:
                 yield meta["path"]
 
 
-def _client(url: str, allow_http: bool, connect: float, read: float, whole: float) -> Client:  # noqa: FBT001
+@dataclass(frozen=True, slots=True)
+class _Limits:
+    """Seconds for a request, and how often it is repeated within them if it fails at once."""
+
+    whole: float
+    retries: int
+
+
+def _client(url: str, allow_http: bool, limits: _Limits) -> Client:  # noqa: FBT001
     from obstore.store import from_url
+
+    def seconds(most: float) -> timedelta:
+        return timedelta(seconds=min(most, limits.whole))
 
     return from_url(
         url,
+        # These take the place of what obstore would read from the environment for its client.
         client_options={
             "allow_http": allow_http,
-            "connect_timeout": timedelta(seconds=connect),
-            "read_timeout": timedelta(seconds=read),
-            "timeout": timedelta(seconds=whole),
+            "connect_timeout": seconds(CONNECT_TIMEOUT),
+            "read_timeout": seconds(STALL_TIMEOUT),
+            "timeout": seconds(limits.whole),
         },
-        # Whoever asks decides when to ask again: it knows what it has got already.
-        retry_config={"max_retries": 0, "retry_timeout": timedelta(seconds=whole)},
+        retry_config={
+            "max_retries": limits.retries,
+            "retry_timeout": seconds(limits.whole),
+            "backoff": {"init_backoff": timedelta(seconds=0.05), "base": 2},
+        },
     )
 
 

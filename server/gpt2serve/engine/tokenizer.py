@@ -75,6 +75,14 @@ class TokenizerCache:
         self._lock = threading.Lock()
         self._by_hash: OrderedDict[str, Tokenizer] = OrderedDict()
 
+    def find(self, sha256: str) -> Tokenizer | None:
+        """The tokenizer if it is here already, so that its file need not be looked for."""
+        with self._lock:
+            tokenizer = self._by_hash.get(sha256)
+            if tokenizer is not None:
+                self._by_hash.move_to_end(sha256)
+            return tokenizer
+
     def get(self, path: Path, sha256: str) -> Tokenizer:
         """Raises `CorruptPackage`. Reading one takes some ten milliseconds."""
         with self._lock:

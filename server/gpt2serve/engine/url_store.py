@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -127,8 +126,13 @@ class UrlStore:
         progress(total, total)
         return replace(package, local=True)
 
-    def hold(self, package: Package) -> AbstractContextManager[Path]:
-        return self._cache.hold(self._place(package), package.model, package.manifest)
+    @contextlib.contextmanager
+    def hold(self, package: Package) -> Iterator[Path]:
+        holding = self._cache.hold(self._place(package), package.model, package.manifest)
+        with contextlib.ExitStack() as held:
+            with _cache_errors():
+                path = held.enter_context(holding)
+            yield path
 
     def supersede(self, package: Package) -> None:
         with contextlib.suppress(OSError):
