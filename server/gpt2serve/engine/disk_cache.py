@@ -114,7 +114,7 @@ class DiskCache:
 
     def place_of(self, path: Path) -> Place:
         """Of the package whose folder is `path`."""
-        return self._package(path.parent.name, path.name)
+        return Place(path.parents[2], "packages", f"{path.parent.name}@{path.name}", path)
 
     def tokenizer(self, sha256: str) -> Place:
         path = self._home / "tokenizers" / sha256

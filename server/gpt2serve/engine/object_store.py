@@ -155,7 +155,8 @@ def _client(url: str, allow_http: bool, limits: _Limits) -> Client:  # noqa: FBT
         },
         retry_config={
             "max_retries": limits.retries,
-            "retry_timeout": seconds(limits.whole),
+            # So that what was waited for in vain is not waited for again.
+            "retry_timeout": seconds(limits.whole / 2),
             "backoff": {"init_backoff": timedelta(seconds=0.05), "base": 2},
         },
     )
