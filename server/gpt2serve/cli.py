@@ -46,6 +46,7 @@ OPTIONS: dict[str, tuple[str, str]] = {
     "threads": ("N", "threads to compute with; 0 is one per core"),
     "prefill_chunk": ("TOKENS", "tokens of a long prompt that are read between two decode steps"),
     "model_max_wait": ("SECONDS", "longest wait of a cold model for hotter ones to make room"),
+    "model_ttl": ("SECONDS", "put models out of memory that were idle this long; 0 is never"),
     "load_retry_min": ("SECONDS", "after a failed load, refuse the model for this long"),
     "load_retry_max": ("SECONDS", "the refusal doubles with each failure, up to this"),
     "disk_cache": ("DIR", "packages from a URL are kept here; processes may share it"),

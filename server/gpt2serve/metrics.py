@@ -7,7 +7,7 @@ time. No label takes a value that a client can choose.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
@@ -35,6 +35,9 @@ _GAUGES = {
     "model_cache_used_bytes": ("model_cache_used_bytes", "Memory taken by loaded models."),
     "model_cache_limit_bytes": ("model_cache_limit_bytes", "Memory that models may take."),
     "models_resident": ("models_resident", "Models in memory."),
+    "models_fetching": ("models_fetching", "Models on their way from the store to the disk."),
+    "leases": ("model_leases", "Requests and others that use a model or wait for it."),
+    "disk_cache_used_bytes": ("disk_cache_used_bytes", "Packages in the disk cache."),
     "oldest_load_wait": ("oldest_load_wait_seconds", "Age of the oldest unfinished load."),
 }
 
@@ -111,15 +114,17 @@ class Metrics:
         self._batch.labels(kind).observe(rows)
         self._step.labels(kind).observe(seconds)
 
-    def on_model_wanted(self, *, hit: bool) -> None:
+    def on_model_wanted(self, _model: str, *, hit: bool) -> None:
         (self._hits if hit else self._misses).inc()
 
-    def on_load(self, seconds: float, *, ok: bool) -> None:
+    def on_fetch(self, _model: str, seconds: float, size: int, *, ok: bool) -> None: ...
+
+    def on_load(self, _model: str, phases: Mapping[str, float], *, ok: bool) -> None:
         self._loads.labels("ok" if ok else "failed").inc()
         if ok:
-            self._load_seconds.observe(seconds)
+            self._load_seconds.observe(sum(phases.values()))
 
-    def on_evict(self, reason: str) -> None:
+    def on_evict(self, _model: str, reason: str) -> None:
         self._evictions.labels(reason).inc()
 
     # -- inside ---------------------------------------------------------------------------
@@ -149,4 +154,6 @@ class _Gauges(Collector):
     def collect(self) -> Iterator[Metric]:
         snapshot: Any = self._stats()
         for field, (name, text) in _GAUGES.items():
-            yield GaugeMetricFamily(_PREFIX + name, text, value=getattr(snapshot, field))
+            value = getattr(snapshot, field)
+            if value is not None:
+                yield GaugeMetricFamily(_PREFIX + name, text, value=value)

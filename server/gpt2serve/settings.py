@@ -55,6 +55,8 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
     #: A request for a model that is not resident waits at most this long for hotter models
     #: to make room; then they wait.
     model_max_wait: float = 2.0
+    #: A model that was not used for this long goes out of memory. 0: only when others need room.
+    model_ttl: float = 0.0
     #: After a failed load, requests for the model fail at once for this long; doubled each
     #: time, up to `load_retry_max`.
     load_retry_min: float = 1.0
@@ -205,7 +207,13 @@ def engine_settings(
     ):
         if getattr(settings, field) < low:
             raise SettingsError(f"{field} must be at least {low}.")
-    for field in ("model_max_wait", "load_retry_min", "load_retry_max", "store_refresh"):
+    for field in (
+        "model_max_wait",
+        "model_ttl",
+        "load_retry_min",
+        "load_retry_max",
+        "store_refresh",
+    ):
         if not 0 <= getattr(settings, field) < math.inf:
             raise SettingsError(f"{field} must be a number of seconds, 0 or more.")
     return settings

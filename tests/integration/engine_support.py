@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,9 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from gpt2serve import Engine, SamplingParams
-from gpt2serve.engine.core import Call, Cancel
 from gpt2serve.engine.engine import PreparedRequest
 from gpt2serve.engine.events import Done, Generation, Token, TokenEvent
+from gpt2serve.engine.messages import Call, Cancel
 from gpt2serve.engine.observer import NoObserver, RequestSummary, StepKind
 from gpt2serve.engine.request import Request
 from gpt2serve.engine.stream import Delivery
@@ -152,17 +152,17 @@ def assert_idle(engine: Engine) -> None:
     """Nothing is held by anybody, and all books agree."""
 
     def look() -> None:
-        core = engine._core
+        core, models = engine._core, engine._core.models
         core.check_integrity()
         assert core.pool.used == 0
-        assert all(not worker.has_work for worker in core._workers.values())
-        assert all(worker._memory._batch is None for worker in core._workers.values())
-        assert all(worker._long_prompt is None for worker in core._workers.values())
-        leases = {key: entry.leases for key, entry in core.cache._entries.items()}
+        assert all(not worker.has_work for worker in models.workers.values())
+        assert all(worker._memory._batch is None for worker in models.workers.values())
+        assert all(worker._long_prompt is None for worker in models.workers.values())
+        leases = {key: entry.leases for key, entry in models.cache.entries.items()}
         assert not any(leases.values()), leases
-        assert not core._held_back
-        assert not core._loading
-        assert not core._packages
+        assert models.requests_waiting == 0
+        assert not models._waiting
+        assert models._packages.keys() == models.workers.keys()
 
     problems: list[BaseException] = []
 
@@ -198,18 +198,19 @@ class Watcher(NoObserver):
         self.steps: list[tuple[StepKind, int]] = []
         self.loads: list[bool] = []
         self.finished: list[RequestSummary] = []
-        self.evictions = 0
+        #: (model, reason)
+        self.evicted: list[tuple[str, str]] = []
         self.on_each_step = on_each_step
 
     def on_step(self, kind: StepKind, rows: int, seconds: float) -> None:
         self.steps.append((kind, rows))
         self.on_each_step()
 
-    def on_load(self, seconds: float, *, ok: bool) -> None:
+    def on_load(self, model: str, phases: Mapping[str, float], *, ok: bool) -> None:
         self.loads.append(ok)
 
-    def on_evict(self, reason: str) -> None:
-        self.evictions += 1
+    def on_evict(self, model: str, reason: str) -> None:
+        self.evicted.append((model, reason))
 
     def on_request_finished(self, summary: RequestSummary) -> None:
         self.finished.append(summary)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from gpt2serve import Engine, Generation, SamplingParams, TokenEvent
-from gpt2serve.engine.core import Call
+from gpt2serve.engine.messages import Call
 from gpt2serve.engine.runner import Runner
 from gpt2serve.errors import EngineClosed, InvalidRequest, ModelNotFound, Overloaded
 from tests.integration.engine_support import (

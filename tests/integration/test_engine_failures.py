@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from gpt2serve import Engine, SamplingParams
-from gpt2serve.engine.core import Call
 from gpt2serve.engine.kv_cache import KVShape
 from gpt2serve.engine.memory import HostMemory
+from gpt2serve.engine.messages import Call
 from gpt2serve.engine.runner import Runner
 from gpt2serve.engine.stream import Delivery
 from gpt2serve.errors import (

@@ -15,6 +15,7 @@ from tests.integration.engine_support import (
     MIB,
     REAGAN,
     WASHINGTON,
+    Recording,
     Watcher,
     assert_idle,
     copy_model,
@@ -28,9 +29,11 @@ PARAMS = SamplingParams(max_new_tokens=4, min_new_tokens=4, num_return_sequences
 
 def test_kv_cache_is_given_back_when_idle(sample_store: Path) -> None:
     with open_engine(sample_store) as engine:
-        sent = [send(engine, model, "We", PARAMS) for model in (REAGAN, JEFFERSON) * 4]
-        used = []
-        sent[0].stream.on_delivery = lambda _: used.append(engine.stats().kv_cache_used_bytes)
+        used: list[int] = []
+        first = Recording()
+        first.on_delivery = lambda _: used.append(engine.stats().kv_cache_used_bytes)
+        sent = [send(engine, REAGAN, "We", PARAMS, stream=first)]
+        sent += [send(engine, model, "We", PARAMS) for model in (JEFFERSON, REAGAN) * 4]
         for one in sent:
             one.stream.finish()
         assert max(used) > 0

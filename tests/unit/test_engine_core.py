@@ -14,9 +14,9 @@ import pytest
 
 from gpt2serve import Engine, SamplingParams
 from gpt2serve.engine import loader
-from gpt2serve.engine.core import Call, Submit
 from gpt2serve.engine.kv_buffers import bytes_per_token
 from gpt2serve.engine.loader import LoadResult
+from gpt2serve.engine.messages import Call, Submit
 from gpt2serve.engine.request import Request
 from gpt2serve.errors import (
     CorruptPackage,

@@ -60,11 +60,11 @@ def test_engine_events() -> None:
     metrics = Metrics()
     metrics.on_step("prefill", 5, 0.01)
     metrics.on_step("decode", 5, 0.01)
-    metrics.on_model_wanted(hit=True)
-    metrics.on_model_wanted(hit=False)
-    metrics.on_load(0.5, ok=True)
-    metrics.on_load(0.1, ok=False)
-    metrics.on_evict("lru")
+    metrics.on_model_wanted("a", hit=True)
+    metrics.on_model_wanted("a", hit=False)
+    metrics.on_load("a", {"map": 0.5}, ok=True)
+    metrics.on_load("a", {"map": 0.1}, ok=False)
+    metrics.on_evict("a", "lru")
     found = samples(metrics)
     assert found["batch_size_sum prefill"] == found["batch_size_sum decode"] == 5
     assert found["step_seconds_count decode"] == 1
@@ -97,5 +97,5 @@ def test_no_model_name_becomes_a_label() -> None:
 
 def test_two_apps_do_not_share_metrics() -> None:
     one, other = Metrics(), Metrics()
-    one.on_model_wanted(hit=True)
+    one.on_model_wanted("a", hit=True)
     assert samples(other)["model_cache_hits_total"] == 0

@@ -11,37 +11,57 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
-import msgspec
-
-from gpt2serve.engine.core import Call, Cancel, EngineCore, Preload, Stop, Submit
+from gpt2serve.engine.core import EngineCore
 from gpt2serve.engine.events import Generation, GenerationResult, TokenEvent
 from gpt2serve.engine.kv_buffers import bytes_per_token
 from gpt2serve.engine.kv_cache import kv_tokens, rectangle
+from gpt2serve.engine.messages import (
+    Ask,
+    Call,
+    Cancel,
+    Changed,
+    Message,
+    Preload,
+    Stop,
+    Submit,
+    Unload,
+    Unpin,
+)
 from gpt2serve.engine.observer import EngineStats, NoObserver, Observer
 from gpt2serve.engine.params import ResolvedParams, SamplingParams, resolve
 from gpt2serve.engine.request import Request, Times
+from gpt2serve.engine.residency import Waiting
 from gpt2serve.engine.runner import cuda_is_available
+from gpt2serve.engine.status import Known, ModelStatus, statuses
 from gpt2serve.engine.store import ModelStore, Package
 from gpt2serve.engine.stream import BlockingStream, Stream, TokenStream
 from gpt2serve.engine.tokenizer import Tokenizer, TokenizerCache
 from gpt2serve.errors import (
     DeviceUnavailable,
     EngineClosed,
+    Gpt2ServeError,
+    InvalidModelId,
     InvalidRequest,
     ModelNotFound,
     ModelTooLarge,
     Overloaded,
     PackageError,
     SettingsError,
+    StoreUnavailable,
 )
 from gpt2serve.package import VARIANTS, Manifest
-from gpt2serve.settings import EngineSettings, cpu_count, engine_settings
+from gpt2serve.settings import EngineSettings, cpu_count, engine_settings, is_url
 
 #: GPT-2's longest token has 128 characters, so a prompt with more for each place in the
 #: context cannot fit, and is refused before it is tokenised.
 LONGEST_TOKEN = 128
+
+_T = TypeVar("_T")
+
+#: What still runs in threads of the store has this many seconds to notice that all is over.
+CLOSE_SECONDS = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +71,7 @@ class PreparedRequest:
     model: str
     prompt: str
     prompt_ids: list[int]
+    asked: SamplingParams
     params: ResolvedParams
     package: Package
     tokenizer: Tokenizer
@@ -58,14 +79,6 @@ class PreparedRequest:
     @property
     def prompt_tokens(self) -> int:
         return len(self.prompt_ids)
-
-
-class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """`state`: cold, loading, resident or failed. `bytes`: of a loaded model, else expected."""
-
-    id: str
-    state: str
-    bytes: int
 
 
 class Engine:
@@ -119,7 +132,9 @@ class Engine:
             clock=clock,
             on_request_ended=self._request_ended,
             on_stopped=self._stopped,
+            prepare_again=self._prepare_again,
         )
+        self._store.on_change = self._changed
 
     # -- life -----------------------------------------------------------------------------
 
@@ -135,10 +150,10 @@ class Engine:
                 return
             self._started = True
         self._core.start()
-        for model in self.settings.pin:
-            self.load(model, pin=True)
-        for model in self.settings.preload:
-            self.load(model)
+        loads = [self.start_load(model, pin=True) for model in self.settings.pin]
+        loads += [self.start_load(model) for model in self.settings.preload]
+        for load in loads:
+            load.result()
 
     def close(self) -> None:
         """Abort what is running, free everything, end the threads. Idempotent."""
@@ -151,6 +166,7 @@ class Engine:
             self._core.inbox.put(Stop())
             self._core.join()
         self._store.close()
+        self._core.fetcher.join(CLOSE_SECONDS)
 
     def __enter__(self) -> Self:
         self.start()
@@ -216,8 +232,9 @@ class Engine:
             self._store.tokenizer_file(package), package.tokenizer_hash
         )
         ids, prefix_tokens = _tokenise(prompt, manifest, tokenizer)
+        asked = params or SamplingParams()
         resolved = resolve(
-            params or SamplingParams(),
+            asked,
             manifest.generation_defaults,
             prompt_tokens=len(ids),
             prefix_tokens=prefix_tokens,
@@ -225,7 +242,7 @@ class Engine:
             max_sequences=self.settings.max_batch_size,
         )
         self._check_kv_cache(manifest, len(ids), resolved)
-        return PreparedRequest(model, prompt, ids, resolved, package, tokenizer)
+        return PreparedRequest(model, prompt, ids, asked, resolved, package, tokenizer)
 
     def submit(self, request: PreparedRequest, *, wants_tokens: bool) -> TokenStream:
         """Hand a request to the engine thread, from a running event loop. Never blocks.
@@ -250,6 +267,7 @@ class Engine:
             stream=stream,
             wants_tokens=wants_tokens,
             times=Times(submitted=self._clock()),
+            asked=prepared.asked,
         )
         manifest = prepared.package.manifest
         request.make_sequences(manifest.eos_token_ids, prepared.tokenizer.token_bytes)
@@ -292,40 +310,133 @@ class Engine:
                 "--kv-cache-bytes."
             )
 
+    def _prepare_again(self, message: Waiting) -> Package:
+        """The package that the store has for it now. Changes the request to one for that."""
+        if isinstance(message, Preload):
+            return self._store.resolve(message.package.model)
+        request = message.request
+        prepared = self.prepare(request.model, request.prompt, request.asked)
+        request.key = prepared.package.key
+        request.prompt_ids = prepared.prompt_ids
+        request.params = prepared.params
+        request.sequences.clear()
+        manifest = prepared.package.manifest
+        request.make_sequences(manifest.eos_token_ids, prepared.tokenizer.token_bytes)
+        return prepared.package
+
     # -- models ---------------------------------------------------------------------------
 
-    def load(self, model: str, *, pin: bool = False) -> None:
-        """Load a model and wait for it; `pin` keeps it from being evicted.
+    def start_load(self, model: str, *, pin: bool = False) -> Future[None]:
+        """Begin to load a model; the future ends when it can work. May read from the store.
 
-        Raises `ModelNotFound`, `PackageError`, `ModelUnavailable` or `EngineClosed`.
+        `pin` keeps the model in memory, whatever its version, until `unpin` or `unload`; a load
+        that fails pins nothing. Raises `ModelNotFound`, `PackageError`, `StoreUnavailable` or
+        `EngineClosed`; the future raises the same, or `ModelUnavailable`.
         """
-        done: Future[None] = Future()
-        preload = Preload(self._store.resolve(model), pin, done)
+        preload = Preload(self._store.resolve(model), pin)
+        self._tell(preload)
+        return preload.done
+
+    def load(self, model: str, *, pin: bool = False) -> None:
+        """Load a model and wait for it. Raises what `start_load` and its future raise."""
+        self.start_load(model, pin=pin).result()
+
+    def pin(self, model: str) -> None:
+        """Load a model and keep it in memory. Raises what `load` raises."""
+        self.load(model, pin=True)
+
+    def unpin(self, model: str) -> None:
+        """Let a model go when others need its room. Harmless if it is not pinned.
+
+        Raises `EngineClosed`.
+        """
+        self._tell(Unpin(model))
+
+    def start_unload(self, model: str) -> Future[None]:
+        """Put all versions of a model out of memory, pinned or not, and forget its pin.
+
+        It goes at the next moment in which no request uses it; requests that come before are
+        served. The future ends when it is gone, at once if it is not in memory, and raises
+        `RequestAborted` if somebody loads or pins the model meanwhile. Raises `EngineClosed`.
+        """
+        order = Unload(model)
+        self._tell(order)
+        return order.done
+
+    def unload(self, model: str) -> None:
+        """Unload a model and wait until it is gone. Raises what `start_unload` does."""
+        self.start_unload(model).result()
+
+    def describe(self, model: str) -> Manifest:
+        """The manifest of the package that would serve `model`. May read from the store."""
+        return self._store.resolve(model).manifest
+
+    def status(self, model: str) -> ModelStatus:
+        """How the engine has a model. May read from the store.
+
+        Raises `InvalidModelId`, or `ModelNotFound` if it is not in the store.
+        """
+        (found,) = self._statuses([self._look(model)])
+        return found
+
+    def list_models(self, *, after: str = "", limit: int = 100) -> list[ModelStatus]:
+        """Up to `limit` models, in order of id, that come after the id `after`.
+
+        From the store's index, which may be some seconds old; of a store behind a URL, versions
+        and expected bytes are told only if they are known. Raises `StoreUnavailable`.
+        """
+        models = self._store.list(after, limit)
+        return self._statuses([known for m in models if (known := self._glance(m)) is not None])
+
+    def _glance(self, model: str) -> Known | None:
+        """As much as can be told without a network; None if it is gone."""
+        if is_url(self.settings.store):
+            return Known(model, self._store.peek(model))
+        try:
+            return self._look(model)
+        except Gpt2ServeError:
+            return None
+
+    def _look(self, model: str) -> Known:
+        try:
+            return Known(model, self._store.resolve(model))
+        except (ModelNotFound, InvalidModelId):
+            raise
+        except StoreUnavailable as error:
+            return Known(model, self._store.peek(model), str(error))
+        except PackageError as error:
+            # It must not hide all others in a list.
+            return Known(model, error=str(error))
+
+    def _statuses(self, known: list[Known]) -> list[ModelStatus]:
+        """One way to the engine thread and back for all of them."""
+        core = self._core
+        return self._ask(
+            lambda: statuses(
+                core.models, core.fetcher, known, now=self._clock(), unix_time=time.time()
+            )
+        )
+
+    def _ask(self, function: Callable[[], _T]) -> _T:
+        """What `function` returns in the engine thread; here if there is no such thread."""
+        answer: Future[_T] = Future()
+        ask = Ask(function, answer)
+        with self._lock:
+            running = self._started and not self._closed and not self._dead
+            if running:
+                self._core.inbox.put(ask)
+        return answer.result() if running else function()
+
+    def _tell(self, message: Message) -> None:
         with self._lock:
             if self._closed or self._dead or not self._started:
                 raise EngineClosed
-            self._core.inbox.put(preload)
-        done.result()
+            # Under the lock, so that nothing comes after the `Stop` of `close`.
+            self._core.inbox.put(message)
 
-    def describe(self, model: str) -> Manifest:
-        """The manifest of the package that would serve `model`. May read from the disk."""
-        return self._store.resolve(model).manifest
-
-    def list_models(self, *, after: str = "", limit: int = 100) -> list[ModelStatus]:
-        """Up to `limit` models, in order of id, that come after the id `after`."""
-        return [self._status(model) for model in self._store.list(after, limit)]
-
-    def _status(self, model: str) -> ModelStatus:
-        try:
-            package = self._store.resolve(model)
-        except (PackageError, ModelNotFound):
-            # A package that cannot be used, or is gone by now, must not hide all others.
-            return ModelStatus(id=model, state="failed", bytes=0)
-        return ModelStatus(
-            id=model,
-            state=self._core.cache.state(package.key, self._clock()),
-            bytes=package.manifest.bytes_needed,
-        )
+    def _changed(self, model: str, package: Package | None) -> None:
+        """The store found another version. In any thread, at any time."""
+        self._core.inbox.put(Changed(model, package))
 
     # -- being watched --------------------------------------------------------------------
 

@@ -63,8 +63,12 @@ class Timing(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Done(msgspec.Struct, frozen=True, kw_only=True):
-    """The last event of a request that succeeded. A failure is raised instead."""
+    """The last event of a request that succeeded. A failure is raised instead.
 
+    `model_version` names the weights that spoke.
+    """
+
+    model_version: str = ""
     usage: Usage
     timing: Timing
 
@@ -76,6 +80,8 @@ class GenerationResult(msgspec.Struct, frozen=True, kw_only=True):
     """The whole answer: one `Generation` per sequence, in order of index."""
 
     model: str
+    #: Names the weights that spoke.
+    model_version: str = ""
     generations: tuple[Generation, ...]
     usage: Usage
     timing: Timing

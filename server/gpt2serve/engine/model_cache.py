@@ -1,25 +1,34 @@
 """Which models are in memory: least recently used, counted in bytes. Pure policy.
 
-    absent --acquire--> (blocked | loading) --loaded--> resident --evicted--> absent
-                              loading --failed--> failed for a while --> absent
+    absent --acquire--> fetching --fetched--> blocked --room--> loading --loaded--> resident
+             acquire of a package that is on the disk --> blocked
+             loading --failed--> failed for a while --> absent
+             resident --room, ttl, replaced, deleted, unload--> absent
 
-A request holds a lease from `acquire` to its last token, also while the model is loading.
-Only resident models without a lease are evicted. There is at most one load of a model at a
-time, however many requests wait for it. A model that waits for room is `blocked`; blocked
-models get room in the order in which they came.
+A key is one version of one model, so two versions are two keys. A request holds a lease from
+`acquire` to its last token, also while the model is fetched or loaded, and only models without
+a lease are evicted. There is at most one load of a key at a time, however many requests wait
+for it. Memory counts from `loading` on. What is `blocked` stands in a line for room and gets it
+in the order in which it came.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
+from typing import Literal
 
-from gpt2serve.errors import ModelLoadFailed, ModelTooLarge
+from gpt2serve.errors import ModelLoadFailed, ModelTooLarge, ModelUnavailable
+
+#: Why a model goes. The last three are orders: it goes when its leases have ended.
+EvictReason = Literal["room", "ttl", "replaced", "deleted", "unload"]
+RetireReason = Literal["replaced", "deleted"]
 
 
 class State(Enum):
+    FETCHING = "fetching"
     BLOCKED = "blocked"
     LOADING = "loading"
     RESIDENT = "resident"
@@ -27,13 +36,33 @@ class State(Enum):
 
 @dataclass(slots=True)
 class Entry:
-    """One model. `size` is predicted in bytes until it is loaded, measured afterwards."""
+    """One version of a model.
+
+    size: bytes, predicted until it is loaded and measured afterwards. asked: when somebody
+    first wanted it; since: when it came into its state. last_used: when a lease last began or
+    ended. leaving: the order to go, if there is one.
+    """
 
     size: int
     state: State
+    asked: float
+    since: float
+    last_used: float
     leases: int = 0
     pinned: bool = False
-    since: float = 0.0
+    leaving: EvictReason | None = None
+
+    @property
+    def retired(self) -> bool:
+        return self.leaving in ("replaced", "deleted")
+
+    @property
+    def has_memory(self) -> bool:
+        return self.state in (State.LOADING, State.RESIDENT)
+
+    @property
+    def evictable(self) -> bool:
+        return self.state is State.RESIDENT and not self.leases and not self.pinned
 
 
 @dataclass(slots=True)
@@ -41,10 +70,15 @@ class Failure:
     message: str
     until: float
     backoff: float
+    kind: type[ModelUnavailable] = ModelLoadFailed
 
 
 class ModelCache:
-    """Owned by the engine thread. Times are in seconds of one monotonic clock."""
+    """Owned by the engine thread. Times are in seconds of one monotonic clock.
+
+    on_evict(key, reason) is called for each resident model that goes; on_gone(key) for
+    everything that is forgotten, whatever state it was in and whatever the reason.
+    """
 
     def __init__(
         self,
@@ -52,64 +86,132 @@ class ModelCache:
         *,
         retry_min: float = 1.0,
         retry_max: float = 60.0,
-        on_evict: Callable[[str], None] | None = None,
+        on_evict: Callable[[str, EvictReason], None] = lambda _key, _reason: None,
+        on_gone: Callable[[str], None] = lambda _key: None,
     ) -> None:
         self.budget = budget
         self._retry_min = retry_min
         self._retry_max = retry_max
         self._on_evict = on_evict
-        #: In order of use: the first is the least recently used.
+        self._on_gone = on_gone
+        #: In order of use: the first is the one whose last request came longest ago.
         self._entries: OrderedDict[str, Entry] = OrderedDict()
+        #: Keys of blocked models, first come first; all of them are in `_entries`.
+        self._line: dict[str, None] = {}
+        #: When a model last got its turn: the first in line counts its wait from then on.
+        self._turn = 0.0
+        #: Bytes of resident models and of those being loaded.
+        self.used = 0
+        #: Of all models together.
+        self.leases = 0
         self._failures: dict[str, Failure] = {}
 
     # -- what a request does --------------------------------------------------------------
 
-    def acquire(self, key: str, size: int, now: float) -> State:
-        """Take a lease. BLOCKED and LOADING say that the caller has to wait.
+    def acquire(self, key: str, size: int, now: float, *, local: bool = True) -> State:
+        """Take a lease. All states but RESIDENT say that the caller has to wait.
 
-        `size` is the predicted size in bytes. Raises `ModelTooLarge` if it can never fit
-        and `ModelLoadFailed` while a failed load is remembered; no lease is taken then.
+        size: predicted, in bytes. local: whether the package is on the disk; if not, a model
+        that is new here is FETCHING until `fetched`. Raises `ModelTooLarge` if it can never
+        fit and `ModelUnavailable` while a failure is remembered; no lease is taken then.
         """
         entry = self._entries.get(key)
         if entry is None:
             self._refuse_failed(key, now)
             if size > self._room_at_most(key):
                 raise self._too_large(key, size)
-            entry = self._entries[key] = Entry(size, State.BLOCKED, since=now)
-        entry.leases += 1
+            state = State.BLOCKED if local else State.FETCHING
+            entry = self._entries[key] = Entry(size, state, asked=now, since=now, last_used=now)
+            if local:
+                self._line[key] = None
+        assert not entry.retired, f"{key} takes no new leases"  # noqa: S101
+        self._lease(entry, 1, now)
         self._entries.move_to_end(key)
         return entry.state
 
-    def release(self, key: str) -> None:
-        """Give a lease back. A blocked model that nobody waits for is forgotten.
+    def release(self, key: str, now: float) -> None:
+        """Give a lease back. What nobody waits for, and is not in memory yet, is forgotten.
 
-        If models measured more than was predicted, those that can go now do.
+        A model that was told to go goes with its last lease. If models measured more than was
+        predicted, those that can go now do.
         """
         entry = self._entries[key]
-        entry.leases -= 1
-        if entry.leases == 0 and entry.state is State.BLOCKED and not entry.pinned:
-            del self._entries[key]
+        self._lease(entry, -1, now)
+        self._settle(key, entry)
         self._make_room(0)
 
-    def hold(self, key: str) -> None:
-        """Take a lease on a model that is resident, which nobody's request needs."""
-        self._entries[key].leases += 1
+    def hold(self, key: str, now: float) -> bool:
+        """Take a lease that is nobody's request on a model that is resident; False if it is not."""
+        entry = self._entries.get(key)
+        if entry is None or entry.state is not State.RESIDENT:
+            return False
+        self._lease(entry, 1, now)
+        return True
+
+    # -- orders, at any time; harmless if the key is not here -----------------------------
 
     def pin(self, key: str) -> None:
-        """Never evict `key`, which must have been acquired."""
-        self._entries[key].pinned = True
+        """Never evict it to make room or for its age. Takes back an order to unload it."""
+        entry = self._entries.get(key)
+        if entry is not None and not entry.retired:
+            entry.pinned, entry.leaving = True, None
+
+    def unpin(self, key: str) -> None:
+        entry = self._entries.get(key)
+        if entry is not None:
+            entry.pinned = False
+            self._settle(key, entry)
+            self._make_room(0)
+
+    def retire(self, key: str, reason: RetireReason) -> None:
+        """Replaced or deleted: no new leases, and it goes with its last one, pinned or not."""
+        self._leave(key, reason)
+
+    def reinstate(self, key: str) -> None:
+        """What was retired or told to unload, and has leases left, is wanted after all."""
+        entry = self._entries.get(key)
+        if entry is not None:
+            entry.leaving = None
+
+    def unload(self, key: str) -> None:
+        """It goes at the next moment without leases, pinned or not; until then it serves."""
+        entry = self._entries.get(key)
+        if entry is not None and not entry.retired:
+            self._leave(key, "unload")
+
+    def expire(self, now: float, ttl: float) -> None:
+        """Evict what nobody has used for `ttl` seconds."""
+        for key, entry in list(self._entries.items()):
+            if entry.evictable and entry.last_used + ttl <= now:
+                self._evict(key, "ttl")
+
+    def next_expiry(self, ttl: float) -> float | None:
+        """When `expire` will find something, if nothing is used until then."""
+        idle = [e.last_used for e in self._entries.values() if e.evictable]
+        return min(idle) + ttl if idle else None
 
     # -- what the engine does -------------------------------------------------------------
+
+    def fetched(self, key: str, now: float) -> None:
+        """The package is on the disk now, and the model stands in line for room."""
+        self._change(key, State.BLOCKED, now)
+        self._line[key] = None
+
+    def fetch_again(self, key: str, now: float) -> None:
+        """The files of a model that is LOADING were gone."""
+        self._change(key, State.FETCHING, now)
 
     def start_loads(self, now: float) -> list[str]:
         """Make room for blocked models, first come, first served; returns those to load now."""
         started = []
-        for key, entry in self._blocked():
+        for key in list(self._line):
+            entry = self._entries[key]
             if entry.size > self._room_at_most(key):
                 continue  # see `take_impossible`
             if not self._make_room(entry.size):
                 break
-            entry.state, entry.since = State.LOADING, now
+            self._change(key, State.LOADING, now)
+            del self._line[key]
             started.append(key)
         return started
 
@@ -119,86 +221,173 @@ class ModelCache:
         Returns the error for those that waited; their leases end.
         """
         taken = {}
-        for key, entry in self._blocked():
-            if entry.size > self._room_at_most(key):
-                taken[key] = self._too_large(key, entry.size)
-                del self._entries[key]
+        for key in list(self._line):
+            size = self._entries[key].size
+            if size > self._room_at_most(key):
+                taken[key] = self._too_large(key, size)
+                self.forget(key)
         return taken
 
-    def loaded(self, key: str, measured: int) -> None:
+    def loaded(self, key: str, measured: int, now: float) -> None:
         """The load ended well and the model takes `measured` bytes.
 
         More than predicted may put the cache over its budget for a moment; models without
         a lease go until it is within again.
         """
-        entry = self._entries[key]
-        entry.size, entry.state = measured, State.RESIDENT
+        entry = self._change(key, State.RESIDENT, now)
+        self._turn = now
         self._failures.pop(key, None)
+        self._settle(key, entry)
+        self.resize(key, measured)
+
+    def resize(self, key: str, measured: int) -> None:
+        """A resident model takes `measured` bytes from now on."""
+        entry = self._entries.get(key)
+        if entry is not None:
+            self.used += measured - entry.size
+            entry.size = measured
         self._make_room(0)
 
     def failed(self, key: str, message: str, now: float) -> ModelLoadFailed:
-        """The load failed: all leases end, and requests are refused for a while.
+        """The fetch or load failed: all leases end, and requests are refused for a while.
 
         Returns the error for those that waited.
         """
-        del self._entries[key]
+        self.forget(key)
         before = self._failures.get(key)
         backoff = min(before.backoff * 2 if before else self._retry_min, self._retry_max)
         self._failures[key] = Failure(message, now + backoff, backoff)
         return ModelLoadFailed(message, retry_after=backoff)
 
-    def evict(self, key: str) -> bool:
-        """Evict `key` if it is resident and nobody has a lease."""
-        entry = self._entries.get(key)
-        if entry is None or entry.state is not State.RESIDENT or entry.leases or entry.pinned:
-            return False
-        del self._entries[key]
-        if self._on_evict is not None:
-            self._on_evict(key)
-        return True
+    def unavailable(self, key: str, error: ModelUnavailable, now: float) -> None:
+        """The package cannot be had now: all leases end; refused for `error.retry_after` only."""
+        self.forget(key)
+        wait = error.retry_after or 0.0
+        before = self._failures.get(key)
+        backoff = before.backoff if before else self._retry_min / 2  # no failure of the model
+        self._failures[key] = Failure(str(error), now + wait, backoff, type(error))
+
+    def forget(self, key: str) -> None:
+        """Take it out, whatever its state: all its leases end, and nothing is remembered."""
+        entry = self._entries.pop(key)
+        if entry.has_memory:
+            self.used -= entry.size
+        self.leases -= entry.leases
+        self._line.pop(key, None)
+        self._on_gone(key)
+
+    # -- fairness -------------------------------------------------------------------------
+
+    def held_back(self, patience: float, now: float) -> set[str]:
+        """Resident models that must take no new work, for the first in line has waited enough.
+
+        It waits `patience` seconds from when it came, or from when a model last got its turn,
+        so that each one in line has that long before it must make room in turn. Only as many
+        models are held back as are needed, and those first that were asked for longest ago.
+        """
+        first = next(iter(self._line), None)
+        if first is None or now - max(self._entries[first].since, self._turn) <= patience:
+            return set()
+        missing = self.used + self._entries[first].size - self.budget
+        resident = [
+            item
+            for item in self._entries.items()
+            if item[1].state is State.RESIDENT and not item[1].pinned
+        ]
+        held = set()
+        for key, entry in sorted(resident, key=lambda item: item[1].leases > 0):
+            if missing <= 0:
+                break
+            held.add(key)
+            missing -= entry.size
+        return held
 
     # -- what is asked --------------------------------------------------------------------
 
     @property
-    def used(self) -> int:
-        """Bytes of resident models and of those being loaded."""
-        return sum(e.size for e in self._entries.values() if e.state is not State.BLOCKED)
+    def entries(self) -> dict[str, Entry]:
+        """Everything that is here, in order of use, to look at."""
+        return dict(self._entries)
+
+    def get(self, key: str) -> Entry | None:
+        """To look at, not to change."""
+        return self._entries.get(key)
 
     def state(self, key: str, now: float) -> str:
-        """`cold`, `loading` (or waiting to), `resident` or `failed`."""
+        """`cold`, `fetching`, `loading` (or waiting to), `resident` or `failed`."""
         entry = self._entries.get(key)
         if entry is not None:
-            return "resident" if entry.state is State.RESIDENT else "loading"
+            return "loading" if entry.state is State.BLOCKED else entry.state.value
+        return "cold" if self.failure(key, now) is None else "failed"
+
+    def failure(self, key: str, now: float) -> str | None:
+        """Why requests for it are refused now."""
         failure = self._failures.get(key)
-        return "failed" if failure and now < failure.until else "cold"
+        return failure.message if failure and now < failure.until else None
 
     def resident(self) -> dict[str, Entry]:
         return {k: e for k, e in self._entries.items() if e.state is State.RESIDENT}
 
+    @property
+    def fetching(self) -> int:
+        """Models on their way to the disk."""
+        return sum(e.state is State.FETCHING for e in self._entries.values())
+
     def longest_wait(self, now: float) -> float:
-        """Seconds since the oldest model that is blocked or loading began to wait."""
-        waits = (now - e.since for e in self._entries.values() if e.state is not State.RESIDENT)
+        """Seconds since the oldest model that is not there yet was asked for."""
+        waits = (now - e.asked for e in self._entries.values() if e.state is not State.RESIDENT)
         return max(waits, default=0.0)
 
-    def blocked_longer_than(self, seconds: float, now: float) -> bool:
-        return any(now - entry.since > seconds for _, entry in self._blocked())
-
     def check_integrity(self) -> None:
-        loaded = [e for e in self._entries.values() if e.state is not State.BLOCKED]
-        evictable = [e for e in loaded if e.state is State.RESIDENT and not (e.leases or e.pinned)]
-        over = self.used > self.budget
-        assert not (over and evictable), "over budget, and something could go"  # noqa: S101
+        assert self.used == sum(e.size for e in self._entries.values() if e.has_memory)  # noqa: S101
+        assert self.leases == sum(e.leases for e in self._entries.values())  # noqa: S101
+        evictable = [e for e in self._entries.values() if e.evictable]
+        assert not (self.used > self.budget and evictable), "over budget, and something could go"  # noqa: S101
+        blocked = {k for k, e in self._entries.items() if e.state is State.BLOCKED}
+        assert blocked == set(self._line)  # noqa: S101
+        waits = [self._entries[key].since for key in self._line]
+        assert waits == sorted(waits), waits  # noqa: S101
         for key, entry in self._entries.items():
             assert entry.leases >= 0, (key, entry)  # noqa: S101
-            if entry.state is State.BLOCKED:
-                assert entry.leases or entry.pinned, (key, entry)  # noqa: S101
+            assert not (entry.pinned and entry.leaving), (key, entry)  # noqa: S101
+            if entry.state is not State.LOADING and not entry.leases:
+                # Nobody needs it: it is in memory because it may stay there, or it is pinned.
+                assert entry.pinned or entry.state is State.RESIDENT, (key, entry)  # noqa: S101
+                assert not entry.leaving, (key, entry)  # noqa: S101
             assert key not in self._failures or entry.state is not State.RESIDENT  # noqa: S101
 
     # -- inside ---------------------------------------------------------------------------
 
-    def _blocked(self) -> Iterable[tuple[str, Entry]]:
-        waiting = [(k, e) for k, e in self._entries.items() if e.state is State.BLOCKED]
-        return sorted(waiting, key=lambda item: item[1].since)
+    def _change(self, key: str, state: State, now: float) -> Entry:
+        entry = self._entries[key]
+        before = entry.has_memory
+        entry.state, entry.since = state, now
+        self.used += (entry.has_memory - before) * entry.size
+        return entry
+
+    def _lease(self, entry: Entry, change: int, now: float) -> None:
+        entry.leases += change
+        entry.last_used = now
+        self.leases += change
+
+    def _leave(self, key: str, reason: EvictReason) -> None:
+        entry = self._entries.get(key)
+        if entry is not None:
+            entry.leaving, entry.pinned = reason, False
+            self._settle(key, entry)
+
+    def _settle(self, key: str, entry: Entry) -> None:
+        """Let go what nobody needs any more: its last lease, or what kept it, has ended."""
+        if entry.leases or entry.pinned or entry.state is State.LOADING:
+            return
+        if entry.state is not State.RESIDENT:
+            self.forget(key)
+        elif entry.leaving:
+            self._evict(key, entry.leaving)
+
+    def _evict(self, key: str, reason: EvictReason) -> None:
+        self._on_evict(key, reason)
+        self.forget(key)
 
     def _room_at_most(self, key: str) -> int:
         """Bytes that `key` could ever get: all but what others have pinned."""
@@ -219,19 +408,19 @@ class ModelCache:
         for key, entry in self._entries.items():
             if missing <= 0:
                 break
-            if entry.state is State.RESIDENT and not entry.leases and not entry.pinned:
+            if entry.evictable:
                 victims.append(key)
                 missing -= entry.size
         if missing > 0 and size:
             return False
         for key in victims:
-            self.evict(key)
+            self._evict(key, "room")
         return True
 
     def _refuse_failed(self, key: str, now: float) -> None:
         failure = self._failures.get(key)
         if failure and now < failure.until:
-            raise ModelLoadFailed(failure.message, retry_after=failure.until - now)
+            raise failure.kind(failure.message, retry_after=failure.until - now)
         # A failure that is over keeps its backoff until the next load ends; others are
         # forgotten here, so that the memory of failures stays bounded.
         for other in [k for k, f in self._failures.items() if now > f.until + self._retry_max]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal, Protocol
 
 import msgspec
@@ -24,7 +25,9 @@ class RequestSummary(msgspec.Struct, frozen=True, kw_only=True):
 class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     """The engine at the end of its last step. Bytes and counts; waits in seconds.
 
-    Waiting requests are those that have no slot yet, for whatever reason.
+    Waiting requests are those that have no slot yet, for whatever reason. Leases are requests
+    and others that use a model or wait for it.
+    `disk_cache_used_bytes` is None for a store that needs no disk cache.
     """
 
     requests_running: int = 0
@@ -35,22 +38,33 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     model_cache_used_bytes: int = 0
     model_cache_limit_bytes: int = 0
     models_resident: int = 0
+    models_fetching: int = 0
+    leases: int = 0
     oldest_load_wait: float = 0.0
+    disk_cache_used_bytes: int | None = None
 
 
 class Observer(Protocol):
-    """Called in the engine thread: must return at once and must not raise."""
+    """Called in the engine thread: must return at once and must not raise.
+
+    `model` is an id that the store has, or had.
+    """
 
     def on_request_finished(self, summary: RequestSummary) -> None: ...
 
     def on_step(self, kind: StepKind, rows: int, seconds: float) -> None: ...
 
-    def on_model_wanted(self, *, hit: bool) -> None:
+    def on_model_wanted(self, model: str, *, hit: bool) -> None:
         """A request came for a model that was resident (`hit`) or not."""
 
-    def on_load(self, seconds: float, *, ok: bool) -> None: ...
+    def on_fetch(self, model: str, seconds: float, size: int, *, ok: bool) -> None:
+        """A package of `size` bytes came from the store to the disk, or as much as came of it."""
 
-    def on_evict(self, reason: str) -> None: ...
+    def on_load(self, model: str, phases: Mapping[str, float], *, ok: bool) -> None:
+        """A load ended; `phases` has the seconds of each part of it."""
+
+    def on_evict(self, model: str, reason: str) -> None:
+        """`reason`: room, ttl, replaced, deleted or unload."""
 
 
 class NoObserver:
@@ -60,8 +74,10 @@ class NoObserver:
 
     def on_step(self, kind: StepKind, rows: int, seconds: float) -> None: ...
 
-    def on_model_wanted(self, *, hit: bool) -> None: ...
+    def on_model_wanted(self, model: str, *, hit: bool) -> None: ...
 
-    def on_load(self, seconds: float, *, ok: bool) -> None: ...
+    def on_fetch(self, model: str, seconds: float, size: int, *, ok: bool) -> None: ...
 
-    def on_evict(self, reason: str) -> None: ...
+    def on_load(self, model: str, phases: Mapping[str, float], *, ok: bool) -> None: ...
+
+    def on_evict(self, model: str, reason: str) -> None: ...

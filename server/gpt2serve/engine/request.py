@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from gpt2serve.engine.events import FinishReason, Timing, Token
-from gpt2serve.engine.params import ResolvedParams
+from gpt2serve.engine.params import ResolvedParams, SamplingParams
 from gpt2serve.engine.randomness import sequence_seed
 from gpt2serve.engine.sampling import SamplingRow
 from gpt2serve.engine.text import TextStream
@@ -77,6 +77,8 @@ class Request:
     stream: Stream
     wants_tokens: bool
     times: Times
+    #: What was asked for, to prepare the request again should the model be published again.
+    asked: SamplingParams | None = None
     sequences: list[Sequence] = field(default_factory=list)
     completion_tokens: int = 0
     cancelled: bool = False

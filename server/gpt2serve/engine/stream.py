@@ -166,6 +166,7 @@ def collect(model: str, events: list[Event]) -> GenerationResult:
     generations = (event for event in events if isinstance(event, Generation))
     return GenerationResult(
         model=model,
+        model_version=done.model_version,
         generations=tuple(sorted(generations, key=lambda generation: generation.index)),
         usage=done.usage,
         timing=done.timing,

@@ -11,6 +11,7 @@ import numpy as np
 
 from gpt2serve.engine.batch_memory import BatchMemory, Shared
 from gpt2serve.engine.events import Done, FinishReason, Generation, Token, TokenEvent, Usage
+from gpt2serve.engine.messages import settle
 from gpt2serve.engine.observer import Observer, StepKind
 from gpt2serve.engine.request import Request, Sequence
 from gpt2serve.engine.runner import Batch, Floats, Runner
@@ -95,7 +96,7 @@ class ModelWorker:
 
     def tell_packed(self) -> None:
         while self.when_packed:
-            self.when_packed.pop().set_result(None)
+            settle(self.when_packed.pop())
 
     def add(self, request: Request) -> None:
         self.scheduler.add(request)
@@ -275,7 +276,9 @@ class ModelWorker:
                 prompt_tokens=request.prompt_length, completion_tokens=request.completion_tokens
             )
             timing = request.times.timing(self._host.clock())
-            self._host.outbox.add(request.stream, Done(usage=usage, timing=timing))
+            version = self.runner.manifest.version
+            done = Done(model_version=version, usage=usage, timing=timing)
+            self._host.outbox.add(request.stream, done)
             request.ended = True
             self._host.request_ended(request, None)
 
