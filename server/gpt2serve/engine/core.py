@@ -38,6 +38,7 @@ from gpt2serve.engine.request import Request
 from gpt2serve.engine.residency import Residency, Waiting
 from gpt2serve.engine.store import ModelStore, Package
 from gpt2serve.engine.stream import Outbox
+from gpt2serve.engine.turns import Turns
 from gpt2serve.engine.worker import ModelWorker
 from gpt2serve.errors import EngineClosed, Gpt2ServeError, RequestAborted
 from gpt2serve.settings import EngineSettings, is_url
@@ -102,6 +103,7 @@ class EngineCore:
             Ask: Ask.run,
             Stop: self._stop,
         }
+        self._turns = Turns()
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="gpt2serve-engine", daemon=True)
 
@@ -135,17 +137,16 @@ class EngineCore:
             self.outbox.flush()
 
     def _step(self) -> bool:
-        """One step of the model that has had the least computing time; False if none can."""
-        working = sorted(
-            (worker for worker in self.models.workers.values() if worker.has_work),
-            key=lambda worker: worker.virtual_time,
-        )
+        """One step of the model whose turn it is; False if none can."""
+        working = self._turns.order([w for w in self.models.workers.values() if w.has_work])
         self.kv_reserved_for = self._starved(working)
         packing = self.models.packing
         if len(working) == 1 and packing.is_sooner_without(working[0]):
             return False
         for worker in working:
+            begun, packed = self.clock(), worker.packed
             if worker.step():
+                self._turns.spent(packed=packed, seconds=self.clock() - begun)
                 packing.start()
                 packing.rest(worker)
                 return True

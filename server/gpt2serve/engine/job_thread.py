@@ -17,7 +17,10 @@ class JobThread:
     def __init__(
         self, name: str, *, niceness: int = 0, between: Callable[[], float | None] | None = None
     ) -> None:
-        """`between` is called when a job is done, or when the seconds that it returned are over."""
+        """niceness: how much nicer than the rest of the process it is.
+
+        `between` is called when a job is done, or when the seconds that it returned are over.
+        """
         self._niceness = niceness
         self._between = between
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
@@ -36,7 +39,9 @@ class JobThread:
 
     def _work(self) -> None:
         if self._niceness and sys.platform == "linux":  # elsewhere it is the whole process's
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), self._niceness)
+            me = threading.get_native_id()
+            others = os.getpriority(os.PRIO_PROCESS, me)
+            os.setpriority(os.PRIO_PROCESS, me, others + self._niceness)
         while True:
             seconds = self._between() if self._between is not None else None
             try:

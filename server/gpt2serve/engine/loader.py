@@ -1,9 +1,8 @@
 """Loading models without ever stopping the engine thread, in two threads.
 
-This one opens models: it checks the files and maps the weights, which takes milliseconds, so a
-model's first token never waits for another model. The packer's takes a hundred times as long,
-and speeds up each step from then on. So loads never compute in more than one thread at a time,
-apart from the check.
+One opens models: it checks the files and maps the weights, which takes milliseconds, so a model's
+first token never waits for another model. The other is the packer's. What takes long is done
+there, by one thread at a time: packing, and loading what has no unpacked form.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from functools import partial
 from gpt2serve.engine.allocator import heap_in_use
 from gpt2serve.engine.job_thread import JobThread
 from gpt2serve.engine.packer import Packer, PackResult, counted
-from gpt2serve.engine.runner import Runner, Shapes
+from gpt2serve.engine.runner import Runner, Shapes, can_be_unpacked
 from gpt2serve.engine.store import ModelStore, Package
 
 
@@ -56,7 +55,11 @@ class Loader:
         self._thread.start()
 
     def load(self, package: Package) -> None:
-        self._thread.do(partial(self._load, package))
+        job = partial(self._load, package)
+        if can_be_unpacked(package.manifest, self._device):
+            self._thread.do(job)
+        else:
+            self.packer.do(job)
 
     def close(self) -> None:
         self._thread.close()

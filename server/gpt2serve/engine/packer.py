@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from gpt2serve.engine.allocator import give_back, heap_in_use, keep_freed_memory
-from gpt2serve.engine.job_thread import JobThread
+from gpt2serve.engine.job_thread import Job, JobThread
 from gpt2serve.engine.runner import Form, Runner
 
 NICENESS = 10
@@ -58,6 +58,10 @@ class Packer:
 
     def close(self) -> None:
         self._thread.close()
+
+    def do(self, job: Job) -> None:
+        """Another job that takes long."""
+        self._thread.do(job)
 
     def pack(self, key: str, runner: Runner) -> None:
         """Pack a model that is loaded; it can go on working meanwhile."""

@@ -58,6 +58,14 @@ def cuda_is_available() -> bool:
     return _PROVIDERS["cuda"] in ort.get_available_providers()
 
 
+def can_be_unpacked(manifest: Manifest, device: str) -> bool:
+    """Whether the model has a form that is ready at once and gives the same bits.
+
+    Products of integers are exact in any order; fp32's are not.
+    """
+    return (device, manifest.precision) == ("cpu", "int8")
+
+
 @dataclass(frozen=True, slots=True)
 class Form:
     """A session, and where the weights lie that it takes as inputs: (input, address)."""
@@ -147,7 +155,7 @@ class Runner:
         """
         share_thread_pool(threads)
         try:
-            if shapes is not None and (device, manifest.precision) == ("cpu", "int8"):
+            if shapes is not None and can_be_unpacked(manifest, device):
                 return cls._unpacked(package, manifest, shapes.of(package, manifest))
             form = Form(_session(package / GRAPH_FILE, device))
         except Exception as error:  # onnxruntime's errors have no common base

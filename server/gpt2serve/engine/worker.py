@@ -79,6 +79,10 @@ class ModelWorker:
         return self.scheduler.has_work
 
     @property
+    def packed(self) -> bool:
+        return self.runner.packed
+
+    @property
     def steps_to_gain(self) -> int:
         """Decode steps that were, or are to be, slower than they would be if it were packed."""
         return 0 if self.runner.packed else self._unpacked_steps + self.scheduler.steps_left

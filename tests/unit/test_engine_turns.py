@@ -1,0 +1,71 @@
+"""Whose turn it is, among models that have work."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gpt2serve.engine.turns import PACKED_SHARE, Turns
+
+
+@dataclass
+class Model:
+    name: str
+    packed: bool = True
+    virtual_time: float = 0.0
+
+
+def play(turns: Turns, models: list[Model], seconds: dict[str, float], steps: int) -> list[str]:
+    """Names of the models that made a step each."""
+    names = []
+    for _ in range(steps):
+        model = turns.order(models)[0]
+        turns.spent(packed=model.packed, seconds=seconds[model.name])
+        model.virtual_time += seconds[model.name]
+        names.append(model.name)
+    return names
+
+
+def test_least_computing_time_first() -> None:
+    models = [Model("a", virtual_time=2.0), Model("b", virtual_time=1.0), Model("c")]
+    assert [model.name for model in Turns().order(models)] == ["c", "b", "a"]
+
+
+def test_a_model_that_was_just_loaded_goes_first_and_then_waits() -> None:
+    hot, cold = Model("hot", virtual_time=5.0), Model("cold", packed=False, virtual_time=5.0)
+    played = play(Turns(), [hot, cold], {"hot": 1.0, "cold": 3.0}, 8)
+    assert played == ["cold", "hot", "hot", "hot", "hot", "hot", "hot", "cold"]
+
+
+@settings(deadline=None, derandomize=True, max_examples=100)
+@given(
+    cold=st.integers(1, 20),
+    hot=st.integers(1, 3),
+    cold_step=st.floats(0.001, 0.1),
+    hot_step=st.floats(0.001, 0.02),
+)
+def test_however_many_are_loaded_packed_models_keep_their_share(
+    cold: int, hot: int, cold_step: float, hot_step: float
+) -> None:
+    models = [Model(f"cold{n}", packed=False) for n in range(cold)]
+    models += [Model(f"hot{n}") for n in range(hot)]
+    seconds = {model.name: hot_step if model.packed else cold_step for model in models}
+    played = play(Turns(), models, seconds, 400)
+    packed = sum(seconds[name] for name in played if name.startswith("hot"))
+    unpacked = sum(seconds[name] for name in played if name.startswith("cold"))
+    one_each = PACKED_SHARE * cold_step + hot_step
+    assert packed == pytest.approx(PACKED_SHARE * unpacked, abs=2 * one_each)
+    # And within their class all get the same.
+    for kind in ("cold", "hot"):
+        times = [model.virtual_time for model in models if model.name.startswith(kind)]
+        assert max(times) - min(times) <= max(cold_step, hot_step) * 1.001
+
+
+def test_nothing_is_owed_for_a_time_without_work() -> None:
+    turns, hot, cold = Turns(), Model("hot"), Model("cold", packed=False)
+    play(turns, [cold], {"cold": 1.0}, 10)
+    assert turns.order([cold]) == [cold]
+    assert turns.order([hot, cold])[0] is cold
