@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import zlib
 from collections.abc import Sequence as Items
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -229,6 +230,7 @@ class FakeRunner:
         self.manifest = manifest()
         self.packed = packed
         self.rested = 0
+        self.when_freed = ExitStack()
         self.salt = salt
         self.steps = 0
         self.fail_at: set[int] = set()

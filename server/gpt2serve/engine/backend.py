@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,6 +69,9 @@ class Backend(Protocol):
 
     def stored_ids(self) -> list[str]:
         """Models that can be served without the store."""
+
+    def nearby(self) -> Iterable[str]:
+        """Models whose files may well be on this disk, found without going through all."""
 
     def is_local(self, package: Package) -> bool:
         """Whether its files are on the disk now."""

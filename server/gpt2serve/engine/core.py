@@ -111,6 +111,10 @@ class EngineCore:
         self._loader.start()
         self._thread.start()
 
+    def warm(self, package: Package) -> None:
+        """For any thread: have done what happens once in a process, or once for all of a shape."""
+        self._loader.warm(package)
+
     def join(self) -> None:
         self._thread.join()
         self._loader.close()

@@ -150,10 +150,23 @@ class Engine:
                 return
             self._started = True
         self._core.start()
+        threading.Thread(target=self._warm_up, name="gpt2serve-warm-up", daemon=True).start()
         loads = [self.start_load(model, pin=True) for model in self.settings.pin]
         loads += [self.start_load(model) for model in self.settings.preload]
         for load in loads:
             load.result()
+
+    def _warm_up(self) -> None:
+        """Make the first cold model's first token as fast as that of all others.
+
+        What models have in common, the graph of their shape and the tokenizer, is most likely
+        what some model of the store has.
+        """
+        with contextlib.suppress(Gpt2ServeError, OSError):  # whoever asks for a model is told
+            package = self._store.any_local()
+            if package is not None:
+                self._tokenizers.get(self._store.tokenizer_file(package), package.tokenizer_hash)
+                self._core.warm(package)
 
     def close(self) -> None:
         """Abort what is running, free everything, end the threads. Idempotent."""

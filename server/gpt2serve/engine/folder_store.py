@@ -81,6 +81,9 @@ class FolderStore:
     def stored_ids(self) -> list[str]:
         return []
 
+    def nearby(self) -> Iterator[str]:
+        return self.ids()
+
     def is_local(self, package: Package) -> bool:
         return package.local
 

@@ -8,13 +8,14 @@ there, by one thread at a time: packing, and loading what has no unpacked form.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
 
 from gpt2serve.engine.allocator import heap_in_use
 from gpt2serve.engine.job_thread import JobThread
 from gpt2serve.engine.packer import Packer, PackResult, counted
-from gpt2serve.engine.runner import Runner, Shapes, can_be_unpacked
+from gpt2serve.engine.runner import Runner, Shapes, can_be_unpacked, share_thread_pool
 from gpt2serve.engine.store import ModelStore, Package
 
 
@@ -61,24 +62,25 @@ class Loader:
         else:
             self.packer.do(job)
 
+    def warm(self, package: Package) -> None:
+        """Do what happens once in a process, or once for all models of a shape."""
+        self._thread.do(partial(self._warm, package))
+
     def close(self) -> None:
         self._thread.close()
         self.packer.close()
+
+    def _warm(self, package: Package) -> None:
+        with suppress(Exception):  # whoever asks for this very model is told
+            if can_be_unpacked(package.manifest, self._device):
+                share_thread_pool(self._threads)
+                self._shapes.warm(package.path, package.manifest)
 
     def _load(self, package: Package) -> None:
         started, before = self._clock(), heap_in_use()
         predicted = package.manifest.bytes_needed
         try:
-            self._store.verify(package)
-            runner = Runner.load(
-                package.path,
-                package.manifest,
-                device=self._device,
-                threads=self._threads,
-                shapes=self._shapes,
-            )
-            # Costs nothing unless the files were replaced since they were checked.
-            self._store.verify(package)
+            runner = self._open(package)
         except Exception as error:
             result = LoadResult(package, self._clock() - started, error=error)
         else:
@@ -86,3 +88,19 @@ class Loader:
             size = counted(heap_in_use() - before, predicted) if runner.packed else predicted
             result = LoadResult(package, self._clock() - started, runner, size)
         self._report(result)
+
+    def _open(self, package: Package) -> Runner:
+        with ExitStack() as held:
+            path = held.enter_context(self._store.hold(package))
+            runner = Runner.load(
+                path,
+                package.manifest,
+                device=self._device,
+                threads=self._threads,
+                shapes=self._shapes,
+            )
+            # Costs nothing unless the files were replaced since they were checked.
+            self._store.verify(package)
+            # The files are mapped as long as the model is in memory.
+            runner.when_freed = held.pop_all()
+        return runner

@@ -87,7 +87,8 @@ class Packer:
             result = PackResult(key, self._clock() - started, form, size)
         self._report(result)
 
-    def _note_freed(self, _: Runner) -> None:
+    def _note_freed(self, runner: Runner) -> None:
+        runner.when_freed.close()
         self._freed_at = self._clock()
 
     def _keep_house(self) -> float | None:

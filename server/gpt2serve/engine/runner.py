@@ -16,6 +16,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,11 @@ class Shapes:
         self._known.move_to_end(key)
         return self._known[key]
 
+    def warm(self, package: Path, manifest: Manifest) -> None:
+        """Know the shape of `package`, and have computed with it. Raises what `of` raises."""
+        shape = self.of(package, manifest)
+        Runner.unpacked(package, manifest, shape).warm_up()
+
 
 #: Sessions without weights take one or two megabytes.
 _SHAPES_REMEMBERED = 16
@@ -132,6 +138,8 @@ class Runner:
         self.packed = True
         #: Steps so far.
         self.runs = 0
+        #: Called when the model is given up; it lets go of what was held for it.
+        self.when_freed = ExitStack()
         names = manifest.kv
         layers = range(manifest.dimensions.layers)
         self._past = [name.format(layer=n) for n in layers for name in names.past_names]
@@ -156,7 +164,7 @@ class Runner:
         share_thread_pool(threads)
         try:
             if shapes is not None and can_be_unpacked(manifest, device):
-                return cls._unpacked(package, manifest, shapes.of(package, manifest))
+                return cls.unpacked(package, manifest, shapes.of(package, manifest))
             form = Form(_session(package / GRAPH_FILE, device))
         except Exception as error:  # onnxruntime's errors have no common base
             raise CorruptPackage(f"{package}: onnxruntime cannot load it ({error}).") from error
@@ -171,7 +179,8 @@ class Runner:
         return runner
 
     @classmethod
-    def _unpacked(cls, package: Path, manifest: Manifest, shape: Shape) -> Runner:
+    def unpacked(cls, package: Path, manifest: Manifest, shape: Shape) -> Runner:
+        """A model that computes with its weights as they lie in the file. Raises `OSError`."""
         file = MappedFile(package / WEIGHTS_FILE)
         runner = cls(Form(shape.session, _addresses(file, shape.weights)), manifest, "cpu")
         runner._source = Source(package, file, shape)

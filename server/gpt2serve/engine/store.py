@@ -14,6 +14,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 
 from gpt2serve.engine.backend import Backend, Package, Progress, Seen, sort_key
@@ -37,6 +38,9 @@ from gpt2serve.settings import allows_http, is_url
 REMEMBERED = 10_000
 #: Seconds for which a store that did not answer is not asked.
 PAUSE = 5.0
+
+#: Models that are looked at in search of one that can be used.
+_TRIES = 3
 
 _NEVER = float("-inf")
 
@@ -179,6 +183,15 @@ class ModelStore:
             if not keys:
                 raise
             return page_of(keys, after, limit)
+
+    def any_local(self) -> Package | None:
+        """One of the packages on this disk, whichever is found first."""
+        for model in islice(self._backend.nearby(), _TRIES):
+            with contextlib.suppress(ModelNotFound, PackageError, StoreUnavailable):
+                package = self.resolve(model)
+                if package.local:
+                    return package
+        return None
 
     def close(self) -> None:
         self._backend.close()

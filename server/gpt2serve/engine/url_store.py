@@ -96,6 +96,9 @@ class UrlStore:
     def stored_ids(self) -> list[str]:
         return self._cache.models(set(self._variants))
 
+    def nearby(self) -> list[str]:
+        return self.stored_ids()
+
     def is_local(self, package: Package) -> bool:
         return package.path.exists()
 
