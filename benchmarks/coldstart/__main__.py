@@ -18,7 +18,7 @@ from typing import Any
 from benchmarks.coldstart import cooling, disk, page_cache, report
 from benchmarks.coldstart.cooling import ANOTHER_FILE
 from benchmarks.coldstart.measure import Rounds
-from benchmarks.coldstart.names import CHECKED, HTTP, NAMES
+from benchmarks.coldstart.names import CHECKED, HTTP, NAMES, PACKED_FIRST, VARIANTS
 from benchmarks.coldstart.opening import Opener
 from benchmarks.coldstart.subjects import TOKENS, Subject
 from benchmarks.common import cli, model
@@ -36,7 +36,15 @@ from benchmarks.peers import (
 )
 
 ROUNDS, QUICK_ROUNDS = 7, 2
-QUICK_NAMES = (HTTP, ENGINE_INT8, CHECKED, TRANSFORMERS, CT2_INT8, LLAMA_CPP)
+QUICK_NAMES = (
+    HTTP,
+    ENGINE_INT8,
+    CHECKED,
+    PACKED_FIRST,
+    TRANSFORMERS,
+    CT2_INT8,
+    LLAMA_CPP,
+)
 PROMPT_TOKENS = 8
 
 _EXAMPLES = f"""\
@@ -105,7 +113,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def is_needed(system: System, names: Sequence[str]) -> bool:
     """For itself or for its variants."""
-    return system.name in names or (system.name == ENGINE_INT8 and bool({HTTP, CHECKED} & {*names}))
+    return system.name in names or (system.name == ENGINE_INT8 and bool({*VARIANTS} & {*names}))
 
 
 def run(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from benchmarks.coldstart import store
 from benchmarks.coldstart.failing import noting
-from benchmarks.coldstart.names import CHECKED, HTTP
+from benchmarks.coldstart.names import CHECKED, HTTP, PACKED_FIRST
 from benchmarks.coldstart.page_cache import files_in
 from benchmarks.coldstart.subjects import ColdEngine, ColdPeer, ColdServer, Prompt, Subject
 from benchmarks.common import servers
@@ -66,6 +66,14 @@ class Opener:
         yield ColdEngine(system.name, files_of, worker, repeat(usual), prompt)
         if system.name == ENGINE_INT8:
             yield ColdEngine(CHECKED, files_of, worker, iter(new), prompt)
+            simple = self._worker(
+                "engine:Engine",
+                store=str(folder),
+                budget=budget,
+                precision=precision,
+                packed_first=True,
+            )
+            yield ColdEngine(PACKED_FIRST, files_of, simple, repeat(usual), prompt)
             with noting(self._failed, HTTP):
                 server = self._server(folder, precision, budget)
                 yield ColdServer(HTTP, files_of(served), server, served, prompt)
@@ -91,6 +99,6 @@ class Opener:
         worker = self._worker("peer:Cold", target=system.target, precision=system.precision)
         return ColdPeer(system.name, files_in(path), worker, self._assets, prompt)
 
-    def _worker(self, far_side: str, **arguments: str | int) -> Worker:
+    def _worker(self, far_side: str, **arguments: str | int | bool) -> Worker:
         worker = Worker(f"benchmarks.coldstart.{far_side}", {**arguments, "threads": self._threads})
         return self._stack.enter_context(worker)

@@ -38,7 +38,7 @@ from benchmarks.coldstart import (
 from benchmarks.coldstart.cooling import ANOTHER_FILE, DROPPED
 from benchmarks.coldstart.eviction import EVICTORS, evict
 from benchmarks.coldstart.measure import COLD, WARM
-from benchmarks.coldstart.names import CHECKED, HTTP, NAMES
+from benchmarks.coldstart.names import CHECKED, HTTP, NAMES, PACKED_FIRST
 from benchmarks.coldstart.phases import PHASES, REST, Span, split
 from benchmarks.coldstart.subjects import ColdEngine
 from benchmarks.common import cli, machine, model, plots, servers
@@ -679,7 +679,7 @@ def test_the_server_and_the_engine_have_files_of_their_own(
             stack, model.assets_in(tmp_path), tmp_path, 2, new_models=3, failed={}
         )
         opened = list(opener.open(system, {"text": "the", "ids": [1]}))
-    assert [one.name for one in opened] == [ENGINE_INT8, CHECKED, HTTP]
+    assert [one.name for one in opened] == [ENGINE_INT8, CHECKED, PACKED_FIRST, HTTP]
     assert len({one.files[0] for one in opened}) == 3
 
 
@@ -705,7 +705,7 @@ def test_what_cannot_be_started_is_left_out(
         )
         systems = [one for one in SYSTEMS if one.name in (ENGINE_INT8, TRANSFORMERS)]
         opened = [one.name for system in systems for one in opener.open(system, prompt)]
-    assert opened == [ENGINE_INT8, CHECKED]
+    assert opened == [ENGINE_INT8, CHECKED, PACKED_FIRST]
     assert failed == {HTTP: "The port is in use.", TRANSFORMERS: "ImportError: no torch"}
 
 
