@@ -11,7 +11,7 @@ import pytest
 
 from gpt2serve.engine.kv_cache import KVShape
 from gpt2serve.engine.memory import HostMemory
-from gpt2serve.engine.runner import Batch, Floats, Runner, Shapes
+from gpt2serve.engine.runner import Batch, Floats, Form, Runner, Shapes
 from gpt2serve.errors import CorruptPackage
 from gpt2serve.package import package_path, read_manifest
 from tests.integration.engine_support import REAGAN, THREADS, WASHINGTON
@@ -158,6 +158,10 @@ def test_logits_are_not_all_the_same(runner: Runner) -> None:
 # -- unpacked and packed -----------------------------------------------------------------------
 
 
+def pack(runner: Runner) -> Form:
+    return runner.pack(lambda parts: [part() for part in parts])
+
+
 def test_a_model_can_be_packed_between_two_steps(sample_store: Path) -> None:
     """Every combination of forms gives the bits of the packed one."""
     whole = load(sample_store, "int8")
@@ -179,7 +183,7 @@ def generation(runner: Runner, pack_before: int | None) -> Floats:
     logits = []
     for step in range(6):
         if step == pack_before:
-            runner.use(runner.pack())
+            runner.use(pack(runner))
         if step == 0:
             made = runner.prefill(batch, rows, 0)
         else:
@@ -192,9 +196,9 @@ def generation(runner: Runner, pack_before: int | None) -> Floats:
 def test_models_of_one_shape_share_what_has_no_weights(sample_store: Path) -> None:
     shapes = Shapes()
     one, other = load(sample_store, "int8", shapes), load(sample_store, "int8", shapes)
-    assert one._form.session is other._form.session
-    one.use(one.pack())
-    assert one._form.session is not other._form.session
+    assert one._form[0].session is other._form[0].session
+    one.use(pack(one))
+    assert one._form[0].session is not other._form[0].session
 
 
 def test_pages_that_were_dropped_come_back(sample_store: Path) -> None:
@@ -202,7 +206,7 @@ def test_pages_that_were_dropped_come_back(sample_store: Path) -> None:
     expected = generation(runner, pack_before=None)
     runner.drop_pages()
     assert np.array_equal(generation(runner, pack_before=None), expected)
-    runner.use(runner.pack())
+    runner.use(pack(runner))
     runner.drop_pages()
     assert np.array_equal(generation(runner, pack_before=None), expected)
 
@@ -218,6 +222,6 @@ def test_a_package_that_was_replaced_is_not_packed(sample_store: Path, tmp_path:
     package.rename(tmp_path / "old")
     (tmp_path / "new").rename(package)
     with pytest.raises(CorruptPackage, match="was replaced"):
-        runner.pack()
+        pack(runner)
     shutil.rmtree(tmp_path / "old")
     assert np.array_equal(generation(runner, pack_before=None), expected)

@@ -242,7 +242,7 @@ class FakeRunner:
         """Takes the place of `Runner.load`."""
         return cls()
 
-    def pack(self) -> object:
+    def pack(self, run: object) -> object:
         return object()
 
     def use(self, form: object) -> None:

@@ -34,7 +34,7 @@ class Packable(FakeRunner):
         #: Steps that were made before the packed form was used.
         self.unpacked_steps: int | None = None
 
-    def pack(self) -> object:
+    def pack(self, run: object) -> object:
         self.packs += 1
         self.begun.set()
         assert self.go.wait(PATIENCE)

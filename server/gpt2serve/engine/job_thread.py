@@ -7,8 +7,11 @@ import queue
 import sys
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
+from typing import TypeVar
 
 Job = Callable[[], None]
+_T = TypeVar("_T")
 
 
 class JobThread:
@@ -31,6 +34,19 @@ class JobThread:
 
     def do(self, job: Job) -> None:
         self._jobs.put(job)
+
+    def ask(self, function: Callable[[], _T]) -> Future[_T]:
+        """Do `function`, which may raise, and keep what comes of it."""
+        outcome: Future[_T] = Future()
+
+        def job() -> None:
+            try:
+                outcome.set_result(function())
+            except BaseException as error:  # whoever asked is to have it
+                outcome.set_exception(error)
+
+        self.do(job)
+        return outcome
 
     def close(self) -> None:
         """What was asked for before is done first."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from gpt2serve.engine.model_cache import ModelCache
 from gpt2serve.engine.packer import Packer, PackResult
@@ -12,7 +12,15 @@ from gpt2serve.engine.worker import ModelWorker
 class Packing:
     """One model at a time is packed, and stays in memory until that is done."""
 
-    def __init__(self, packer: Packer, cache: ModelCache, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        packer: Packer,
+        cache: ModelCache,
+        clock: Callable[[], float],
+        workers: Mapping[str, ModelWorker],
+    ) -> None:
+        """`workers`: all resident models, by key."""
+        self._workers = workers
         self._packer = packer
         self._cache = cache
         self._clock = clock
@@ -41,7 +49,8 @@ class Packing:
             worker = max(wanting, key=lambda worker: worker.steps_to_gain)
             if self._cache.hold(worker.key, self._clock()):
                 self._now = worker.key
-                self._packer.pack(worker.key, worker.runner)
+                alone = not any(w.has_work for w in self._workers.values() if w is not worker)
+                self._packer.pack(worker.key, worker.runner, alone=alone)
 
     def packed(self, result: PackResult) -> None:
         self._now = None

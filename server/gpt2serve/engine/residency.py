@@ -82,7 +82,6 @@ class Residency:
             on_evict=self._evicted,
             on_gone=self._gone,
         )
-        self.packing = Packing(loader.packer, self.cache, host.clock)
         #: By key: resident models; the package of all that the cache knows; who waits for it.
         self.workers: dict[str, ModelWorker] = {}
         self._packages: dict[str, Package] = {}
@@ -103,6 +102,7 @@ class Residency:
         self._last_used: OrderedDict[str, float] = OrderedDict()
         self._expire_at = 0.0
         self._stopped = False
+        self.packing = Packing(loader.packer, self.cache, host.clock, self.workers)
 
     # -- who wants a model ----------------------------------------------------------------
 

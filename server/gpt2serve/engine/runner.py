@@ -3,8 +3,8 @@
 A `Runner` is a loaded model. It can have two forms. Unpacked, it computes with its weights as
 they lie in the file, in a session that all models of its shape share: ready in milliseconds,
 and each step takes some more. Packed, it has a session and a private copy of its matrices in
-the processor's order. Both give the same bits, so the one can take the other's place between two
-steps.
+the processor's order; it is made in parts, by as many threads. Both give the same bits, so the
+one can take the other's place between two steps.
 
 A `Batch` is the memory that a step works in: KV buffers, small input arrays and the logits, all
 bound to the session once for each number of rows, because binding some fifty tensors anew costs
@@ -15,9 +15,10 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ import onnxruntime as ort
 from gpt2serve.engine.kv_buffers import CudaKVBuffers, HostKVBuffers, KVBuffers
 from gpt2serve.engine.kv_cache import KVShape
 from gpt2serve.engine.memory import HostMemory
-from gpt2serve.engine.weights import Graph, MappedFile, WeightInput, weights_as_inputs
+from gpt2serve.engine.weights import Graph, MappedFile, WeightInput, in_parts, unpacked
 from gpt2serve.errors import CorruptPackage, DeviceUnavailable
 from gpt2serve.package import GRAPH_FILE, WEIGHTS_FILE, Manifest
 
@@ -68,20 +69,47 @@ def can_be_unpacked(manifest: Manifest, device: str) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class Form:
-    """A session, and where the weights lie that it takes as inputs: (input, address)."""
+class Stage:
+    """A session, where the weights lie that it takes as inputs, and what it takes and makes.
+
+    carried_in, carried_out: names of what goes from one stage to the next.
+    """
 
     session: ort.InferenceSession
+    inputs: frozenset[str]
+    outputs: frozenset[str]
     weights: tuple[tuple[WeightInput, int], ...] = ()
+    carried_in: tuple[str, ...] = ()
+    carried_out: tuple[str, ...] = ()
+
+    @classmethod
+    def of(
+        cls,
+        session: ort.InferenceSession,
+        graph: Graph | None = None,
+        file: MappedFile | None = None,
+    ) -> Stage:
+        names = (
+            frozenset(one.name for one in session.get_inputs()),
+            frozenset(one.name for one in session.get_outputs()),
+        )
+        if graph is None or file is None:
+            return cls(session, *names)
+        weights = tuple((one, file.address + one.offset) for one in graph.weights)
+        return cls(session, *names, weights, graph.carried_in, graph.carried_out)
+
+
+#: What a step runs, one after the other.
+Form = tuple[Stage, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What all models with one graph share: a session without weights, and the graph to pack."""
+    """What all models with one graph share: a session without weights, and graphs to pack."""
 
     session: ort.InferenceSession
-    weights: tuple[WeightInput, ...]
-    packed: Graph
+    unpacked: Graph
+    parts: tuple[Graph, ...]
 
 
 class Shapes:
@@ -96,12 +124,8 @@ class Shapes:
         key = manifest.files[GRAPH_FILE].sha256
         if key not in self._known:
             model = (package / GRAPH_FILE).read_bytes()
-            unpacked = weights_as_inputs(model, packed=False)
-            self._known[key] = Shape(
-                _session(unpacked.model, "cpu"),
-                unpacked.weights,
-                weights_as_inputs(model, packed=True),
-            )
+            graph = unpacked(model)
+            self._known[key] = Shape(_session(graph.model, "cpu"), graph, in_parts(model))
             if len(self._known) > _SHAPES_REMEMBERED:
                 self._known.popitem(last=False)
         self._known.move_to_end(key)
@@ -165,16 +189,16 @@ class Runner:
         try:
             if shapes is not None and can_be_unpacked(manifest, device):
                 return cls.unpacked(package, manifest, shapes.of(package, manifest))
-            form = Form(_session(package / GRAPH_FILE, device))
+            session = _session(package / GRAPH_FILE, device)
         except Exception as error:  # onnxruntime's errors have no common base
             raise CorruptPackage(f"{package}: onnxruntime cannot load it ({error}).") from error
-        if form.session.get_providers()[0] != _PROVIDERS[device]:
+        if session.get_providers()[0] != _PROVIDERS[device]:
             # onnxruntime falls back to the CPU without raising.
             raise DeviceUnavailable(
                 "CUDA was asked for, but onnxruntime cannot use it here. Check the driver and "
                 "that onnxruntime-gpu is the only onnxruntime installed, or use --device cpu."
             )
-        runner = cls(form, manifest, device)
+        runner = cls((Stage.of(session),), manifest, device)
         runner.warm_up()
         return runner
 
@@ -182,27 +206,33 @@ class Runner:
     def unpacked(cls, package: Path, manifest: Manifest, shape: Shape) -> Runner:
         """A model that computes with its weights as they lie in the file. Raises `OSError`."""
         file = MappedFile(package / WEIGHTS_FILE)
-        runner = cls(Form(shape.session, _addresses(file, shape.weights)), manifest, "cpu")
+        stage = Stage.of(shape.session, shape.unpacked, file)
+        runner = cls((stage,), manifest, "cpu")
         runner._source = Source(package, file, shape)
         runner.packed = False
         return runner
 
-    def pack(self) -> Form:
+    def pack(self, run: Callable[[Sequence[Callable[[], Stage]]], Sequence[Stage]]) -> Form:
         """The packed form, for `use`. For another thread, while this one is at work.
 
-        Takes up to a millisecond per megabyte, of one thread. Raises `CorruptPackage`, also if
-        the files are not those any more that the model was loaded from.
+        run: calls each of the functions that it gets, in whichever threads, and returns what
+        they return. All of them together take up to a millisecond per megabyte. Raises
+        `CorruptPackage`, also if the files are not those any more that the model was loaded from.
         """
         source = self._source
         assert source is not None  # noqa: S101
-        graph = source.shape.packed
-        try:
+
+        def pack_part(graph: Graph) -> Stage:
             session = _session(graph.model, "cpu", weights_in=source.package)
+            return Stage.of(session, graph, source.file)
+
+        try:
+            stages = run([partial(pack_part, graph) for graph in source.shape.parts])
         except Exception as error:
             raise CorruptPackage(f"{source.package}: it cannot be packed ({error}).") from error
         if not source.file.is_current():  # onnxruntime has found the file by its name
             raise CorruptPackage(f"{source.package} was replaced while it was being packed.")
-        return Form(session, _addresses(source.file, graph.weights))
+        return tuple(stages)
 
     def use(self, form: Form) -> None:
         """Compute with `form` from now on."""
@@ -262,35 +292,63 @@ class Runner:
         inputs = batch.decode_inputs.first(rows)
         inputs.ids[:, 0] = tokens
         inputs.set(lengths[:, None] - 1, lengths, int(lengths.max()), 0)
-        binding = batch.binding(self._form, rows)
-        if binding is None:
-            binding = batch.bindings[rows] = self._bind(batch, inputs)
+        bound = batch.bound(self._form, rows)
+        if bound is None:
+            bound = batch.bindings[rows] = self._bind(batch, inputs)
         elif self.device != "cpu":
-            _bind_inputs(binding, inputs)  # the values were copied to the device when bound
-        return self._run(batch, inputs, binding, rows)
+            bound.bind(inputs)  # the values were copied to the device when bound
+        return self._run(batch, inputs, bound, rows)
 
-    def _bind(self, batch: Batch, inputs: StepInputs) -> Any:
-        binding = self._form.session.io_binding()
-        _bind_inputs(binding, inputs)
-        for weight, place in self._form.weights:
-            binding.bind_input(weight.name, "cpu", 0, weight.dtype, weight.shape, place)
-        rows = inputs.rows
-        kv = batch.kv
+    def _bind(self, batch: Batch, inputs: StepInputs) -> Bound:
+        bound = Bound(self._form, inputs, batch.kv.dimensions.hidden_size)
+        bound.bind(inputs)
+        rows, kv = inputs.rows, batch.kv
         shape = (rows, kv.dimensions.heads, kv.shape.length, kv.dimensions.head_size)
         for n, (past, present) in enumerate(zip(self._past, self._present, strict=True)):
             at = kv.address + n * kv.tensor_bytes
-            binding.bind_input(past, kv.device, 0, kv.dtype, shape, at)
-            binding.bind_output(present, kv.device, 0, kv.dtype, shape, at)
+            for stage, binding in bound.stages:
+                if past in stage.inputs:
+                    binding.bind_input(past, kv.device, 0, kv.dtype, shape, at)
+                    binding.bind_output(present, kv.device, 0, kv.dtype, shape, at)
         logits = batch.logits[:rows]
-        binding.bind_output("logits", "cpu", 0, np.float32, logits.shape, logits.ctypes.data)
-        return binding
+        _, last = bound.stages[-1]
+        last.bind_output("logits", "cpu", 0, np.float32, logits.shape, logits.ctypes.data)
+        return bound
 
-    def _run(self, batch: Batch, inputs: StepInputs, binding: Any, rows: int) -> Floats:
+    def _run(self, batch: Batch, inputs: StepInputs, bound: Bound, rows: int) -> Floats:
         del inputs  # named so that its memory lives until the run is over
         self.runs += 1
-        self._form.session.run_with_iobinding(binding)
+        for stage, binding in bound.stages:
+            stage.session.run_with_iobinding(binding)
         logits: Floats = batch.logits[:rows]
         return logits
+
+
+class Bound:
+    """The stages of a form, each with what it reads and writes."""
+
+    def __init__(self, form: Form, inputs: StepInputs, hidden_size: int) -> None:
+        self.stages = [(stage, stage.session.io_binding()) for stage in form]
+        self._carried: dict[str, Floats] = {}
+        for stage, binding in self.stages:
+            for weight, place in stage.weights:
+                binding.bind_input(weight.name, "cpu", 0, weight.dtype, weight.shape, place)
+            for name in stage.carried_in:
+                _bind(binding.bind_input, name, self._carried[name])
+            for name in stage.carried_out:
+                made = np.empty((*inputs.ids.shape, hidden_size), dtype=np.float32)
+                _bind(binding.bind_output, name, made)
+                self._carried[name] = made
+
+    def bind(self, inputs: StepInputs) -> None:
+        for name, array in inputs.named().items():
+            for stage, binding in self.stages:
+                if name in stage.inputs:
+                    _bind(binding.bind_input, name, array)
+
+
+def _bind(how: Callable[..., None], name: str, array: npt.NDArray[Any]) -> None:
+    how(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
 
 
 class Batch:
@@ -304,15 +362,15 @@ class Batch:
             (kv.shape.slots, vocabulary), dtype=np.float32, buffer=self._block
         )
         self.decode_inputs = StepInputs(kv.shape.slots, 1)
-        #: Bindings of decode steps, by number of rows, all to the session of one form.
-        self.bindings: dict[int, Any] = {}
+        #: For decode steps, by number of rows; all of one form.
+        self.bindings: dict[int, Bound] = {}
         self._form: Form | None = None
 
     @property
     def shape(self) -> KVShape:
         return self.kv.shape
 
-    def binding(self, form: Form, rows: int) -> Any | None:
+    def bound(self, form: Form, rows: int) -> Bound | None:
         """What was bound for a decode step of `rows` rows, if it was for `form`."""
         if self._form is not form:
             self.bindings.clear()
@@ -362,17 +420,6 @@ class StepInputs:
             "total_sequence_length": self.total,
             "last_index": self.last_index,
         }
-
-
-def _bind_inputs(binding: Any, inputs: StepInputs) -> None:
-    for name, array in inputs.named().items():
-        binding.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
-
-
-def _addresses(
-    file: MappedFile, inputs: Sequence[WeightInput]
-) -> tuple[tuple[WeightInput, int], ...]:
-    return tuple((one, file.address + one.offset) for one in inputs)
 
 
 def _session(

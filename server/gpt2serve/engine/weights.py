@@ -8,8 +8,10 @@ in with each step, from where the file is mapped (docs/decisions/0011-cold-start
 
 from __future__ import annotations
 
+import math
 import mmap
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,9 @@ _TYPES: dict[int, npt.DTypeLike] = {1: np.float32, 3: np.int8, 10: np.float16}
 
 #: Operators that read their second input in an order of their own, if it is constant.
 PACKING = frozenset({"MatMulIntegerToFloat"})
+
+#: A graph is cut behind one of these: all that goes on from there is what it puts out.
+_CUT_BEHIND = "SkipLayerNormalization"
 
 #: What reads a matrix as it lies takes it by this name if others have it packed.
 _UNPACKED = "{name}.unpacked"
@@ -39,29 +44,65 @@ class WeightInput:
 
 @dataclass(frozen=True, slots=True)
 class Graph:
-    """A serialised ONNX model and those of its inputs that are weights."""
+    """A serialised ONNX model and those of its inputs that are weights.
+
+    `carried_in` and `carried_out` are what one part of a graph hands to the next:
+    [rows, tokens, hidden] float32.
+    """
 
     model: bytes
     weights: tuple[WeightInput, ...]
+    carried_in: tuple[str, ...] = ()
+    carried_out: tuple[str, ...] = ()
 
 
-def weights_as_inputs(model: bytes, *, packed: bool) -> Graph:
-    """Turn the weights of `model` that lie in a file into inputs.
+def unpacked(model: bytes) -> Graph:
+    """`model` with all weights that lie in its file as inputs.
 
-    packed: leave those in the graph that onnxruntime packs. Raises whatever onnx raises for
-    bytes that are no model.
+    Raises whatever onnx raises for bytes that are no model.
     """
-    # Imported here: half of the engine's users never load a model on a CPU, and it takes 50 ms.
-    import onnx
-    from onnx import helper
+    proto = _read(model)
+    weights = _weights_as_inputs(proto.graph, keep=set())
+    return Graph(proto.SerializeToString(), weights)
 
-    proto = onnx.load_model_from_string(model)
+
+def in_parts(model: bytes) -> tuple[Graph, ...]:
+    """`model` with those weights as inputs that onnxruntime does not pack, in two parts.
+
+    The parts have about as much to be packed, so that two threads are done at the same time. A
+    graph that cannot be cut comes in one. Raises whatever onnx raises.
+    """
+    proto = _read(model)
     graph = proto.graph
-    constant = {n.input[1] for n in graph.node if n.op_type in PACKING} if packed else set()
+    matrices = {node.input[1] for node in graph.node if node.op_type in PACKING}
+    sizes = {t.name: math.prod(t.dims) for t in graph.initializer if t.name in matrices}
+    weights = {weight.name: weight for weight in _weights_as_inputs(graph, keep=matrices)}
+    cut = _middle(graph.node, sizes)
+    if cut is None:
+        return (Graph(proto.SerializeToString(), tuple(weights.values())),)
+    nodes = list(graph.node)
+    carried = tuple(name for name in nodes[cut].output if name)
+    return (
+        _part(proto, nodes[: cut + 1], weights, carried_out=carried),
+        _part(proto, nodes[cut + 1 :], weights, carried_in=carried),
+    )
+
+
+def _read(model: bytes) -> Any:
+    # Imported here: not all engines load models on a CPU, and it takes 50 ms.
+    import onnx
+
+    return onnx.load_model_from_string(model)
+
+
+def _weights_as_inputs(graph: Any, keep: set[str]) -> tuple[WeightInput, ...]:
+    """Changes `graph`. keep: what stays in it; who does not pack that gets an input besides."""
+    from onnx import TensorProto, helper
+
     inputs = []
-    for tensor in [t for t in graph.initializer if t.data_location == onnx.TensorProto.EXTERNAL]:
+    for tensor in [t for t in graph.initializer if t.data_location == TensorProto.EXTERNAL]:
         name = tensor.name
-        if name not in constant:
+        if name not in keep:
             graph.initializer.remove(tensor)
         else:
             name = _UNPACKED.format(name=name)
@@ -72,7 +113,7 @@ def weights_as_inputs(model: bytes, *, packed: bool) -> Graph:
         graph.input.append(helper.make_tensor_value_info(name, tensor.data_type, shape))
         dtype = np.dtype(_TYPES[tensor.data_type])
         inputs.append(WeightInput(name, dtype, shape, int(place["offset"])))
-    return Graph(proto.SerializeToString(), tuple(inputs))
+    return tuple(inputs)
 
 
 def _rename(graph: Any, old: str, new: str) -> bool:
@@ -84,6 +125,46 @@ def _rename(graph: Any, old: str, new: str) -> bool:
                 node.input[number] = new
                 found = True
     return found
+
+
+def _middle(nodes: Sequence[Any], sizes: Mapping[str, int]) -> int | None:
+    """The node behind which about half of `sizes` is still to come."""
+    done, total, best, least = 0, sum(sizes.values()), None, sum(sizes.values())
+    for number, node in enumerate(nodes):
+        done += sizes.get(node.input[1], 0) if node.op_type in PACKING else 0
+        imbalance = abs(total - 2 * done)
+        if node.op_type == _CUT_BEHIND and imbalance < least:
+            best, least = number, imbalance
+    return best
+
+
+def _part(
+    whole: Any,
+    nodes: Sequence[Any],
+    weights: Mapping[str, WeightInput],
+    *,
+    carried_in: tuple[str, ...] = (),
+    carried_out: tuple[str, ...] = (),
+) -> Graph:
+    from onnx import TensorProto, helper
+
+    graph = whole.graph
+    read = {name for node in nodes for name in node.input}
+    made = {name for node in nodes for name in node.output}
+
+    def carried(names: tuple[str, ...]) -> list[Any]:
+        return [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names]
+
+    part = helper.make_graph(
+        nodes,
+        graph.name,
+        [one for one in graph.input if one.name in read] + carried(carried_in),
+        [one for one in graph.output if one.name in made] + carried(carried_out),
+        [one for one in graph.initializer if one.name in read],
+    )
+    model = helper.make_model(part, opset_imports=whole.opset_import, ir_version=whole.ir_version)
+    inputs = tuple(weight for name, weight in weights.items() if name in read)
+    return Graph(model.SerializeToString(), inputs, carried_in, carried_out)
 
 
 class MappedFile:
