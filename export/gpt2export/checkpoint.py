@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gpt2export import defaults
-from gpt2export.card import CARD_FILE, load_card
+from gpt2export.card import load_card
 from gpt2export.config import ModelConfig, load_config
 from gpt2export.errors import CheckpointError
-from gpt2export.tensors import load_tensors, weight_files
-from gpt2export.tokenizer import load_tokenizer, to_text, tokenizer_files
+from gpt2export.sources import check_folder
+from gpt2export.tensors import load_tensors
+from gpt2export.tokenizer import load_tokenizer, to_text
 from gpt2serve.package import Dimensions, GenerationDefaults, ModelCard
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class Checkpoint:
 
 def load_checkpoint(folder: Path) -> Checkpoint:
     """Raises `CheckpointError` or `UnsupportedModel`."""
-    _check_folder(folder)
+    check_folder(folder)
     config = load_config(folder)
     tokenizer = load_tokenizer(folder, config.dimensions.vocab_size)
     generation = defaults.model_generation_config(folder, config)
@@ -66,34 +66,6 @@ def load_checkpoint(folder: Path) -> Checkpoint:
         ),
         card=load_card(folder),
     )
-
-
-def source_hash(folder: Path) -> str:
-    """sha256 over the name and content of every file that `load_checkpoint` reads."""
-    _check_folder(folder)
-    digest = hashlib.sha256()
-    for path in _source_files(folder):
-        with path.open("rb") as file:
-            content = hashlib.file_digest(file, "sha256").hexdigest()
-        digest.update(f"{path.name}\0{content}\n".encode())
-    return digest.hexdigest()
-
-
-def _source_files(folder: Path) -> list[Path]:
-    optional = [folder / CARD_FILE, folder / defaults.GENERATION_FILE]
-    return [
-        folder / "config.json",
-        *weight_files(folder),
-        *tokenizer_files(folder),
-        *(path for path in optional if path.is_file()),
-    ]
-
-
-def _check_folder(folder: Path) -> None:
-    if not folder.is_dir():
-        raise CheckpointError(f"{folder} is not a folder.")
-    if not (folder / "config.json").is_file():
-        raise CheckpointError(f"{folder} is not a checkpoint: it has no config.json.")
 
 
 def _special_ids(generation: Any, config: ModelConfig, folder: Path) -> tuple[int, tuple[int, ...]]:

@@ -7,37 +7,38 @@ mistyped option answer at once.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gpt2export import __version__
 from gpt2export.errors import ExportError, UsageError
-from gpt2serve.package import (
-    VARIANTS,
-    InvalidModelId,
-    Precision,
-    Target,
-    check_model_id,
-    variant_name,
-)
+from gpt2serve.package import VARIANTS, InvalidModelId, Precision, Target
 
 if TYPE_CHECKING:
-    from gpt2export.exporter import Job, Options, Outcome
+    from gpt2export.exporter import Options, Outcome
+    from gpt2export.find import Entry, Found
+    from gpt2export.report import Report
 
 _DEFAULT_PRECISION: dict[Target, Precision] = {"cpu": "int8", "cuda": "fp16"}
 
-#: Folder names inside a model's folder: a model 'org/portable' would lie in one of 'org'.
-_TAKEN = frozenset({"portable", *(variant_name(*variant) for variant in VARIANTS)})
+#: As a shell says it of a command that Ctrl-C has ended.
+INTERRUPTED = 130
 
 _DESCRIPTION = """\
 Turn GPT-2 checkpoints into model packages for gpt2serve.
 
 A CHECKPOINT is a folder as transformers saves it (config.json, model.safetensors or
-pytorch_model.bin, tokenizer files) or the id of one on the Hugging Face hub, which needs a
-network. Each package is compared with the original in PyTorch before it is published."""
+pytorch_model.bin, tokenizer files), or the id of one on the Hugging Face hub, which needs a
+network, or a folder of checkpoints: those in FOLDER/name/ and FOLDER/org/name/ are exported as
+'name' and 'org/name'. Each package is compared with the original in PyTorch before it is
+published."""
 
 _EXAMPLES = """\
 examples:
@@ -49,31 +50,37 @@ examples:
       exact weights under another id
   gpt2export ./my-model --store models/ --target cpu --target cuda
       int8 for CPUs and fp16 for GPUs
-  gpt2export checkpoints/*/ --store models/ --jobs 4
-      many, four at a time (each needs up to 2 GB of memory for a 124M model);
-      those that are exported and unchanged are skipped
+  gpt2export checkpoints/ --store models/ --jobs 4 --report report.jsonl
+      all in a folder, four at a time (each needs up to 2 GB of memory for a 124M model)
 
-exit status: 0 if every package is in the store, 1 if any failed, 2 for a wrong option."""
+many checkpoints: those that are exported and unchanged are skipped, so the same command goes on
+after a break of any kind, and failures do not stop the others. Ctrl-C lets what runs end for
+10 s, a second one stops at once.
+
+exit status: 0 if every package is in the store, 1 if any failed, 2 for a wrong option,
+130 after Ctrl-C."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
     args = parser.parse_intermixed_args(arguments)  # options may stand between checkpoints
-    try:
-        jobs, options = _jobs(args), _options(args)
-    except (UsageError, InvalidModelId) as error:
-        parser.error(str(error))
-    # Before torch starts its threads: ones that spin for work are many times slower on a machine
-    # that is busy with something else. Worker processes inherit it.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    try:
-        return _export(jobs, options, args.jobs)
-    except KeyboardInterrupt:
-        print("interrupted; what was published before stays.", file=sys.stderr)
-        return 130
-    except ExportError as error:
-        print(f"gpt2export: {error}", file=sys.stderr)
-        return 1
+    with contextlib.ExitStack() as stack:
+        try:
+            found, options = _found(args), _options(args)
+            report = stack.enter_context(_report(args.report)) if args.report else None
+        except (UsageError, InvalidModelId) as error:
+            parser.error(str(error))
+        # Before torch starts its threads: ones that spin for work are many times slower on a
+        # machine that is busy with something else. Worker processes inherit it.
+        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+        try:
+            return _export(found, options, args.jobs, report)
+        except KeyboardInterrupt:
+            print("interrupted; what was published before stays.", file=sys.stderr)
+            return INTERRUPTED
+        except ExportError as error:
+            print(f"gpt2export: {error}", file=sys.stderr)
+            return 1
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -84,7 +91,18 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("checkpoints", nargs="+", metavar="CHECKPOINT", help="folder or hub id")
+    add(
+        "checkpoints",
+        nargs="*",
+        metavar="CHECKPOINT",
+        help="folder, hub id, or folder of checkpoints",
+    )
+    add(
+        "--from-file",
+        metavar="FILE",
+        help="read more of them from FILE, one a line, with its id after a tab if it is to have "
+        "another one; - is standard input",
+    )
     add("--store", type=Path, required=True, metavar="DIR", help="where packages go")
     add(
         "--target",
@@ -108,6 +126,7 @@ def _parser() -> argparse.ArgumentParser:
         help="compare on this text (default: a text that ships with the exporter)",
     )
     add("--jobs", type=_positive, default=1, metavar="N", help="checkpoints at a time (default: 1)")
+    add("--report", type=Path, metavar="FILE", help="write a line of JSON for each package")
     add("--version", action="version", version=f"gpt2export {__version__}")
     return parser
 
@@ -120,12 +139,15 @@ def _positive(text: str) -> int:
 
 
 def _options(args: argparse.Namespace) -> Options:
+    from gpt2export.calibration import read_calibration
     from gpt2export.exporter import Options
 
     if args.no_verify and args.calibration:
         raise UsageError("--calibration has no use with --no-verify.")
-    if args.calibration and not args.calibration.is_file():
-        raise UsageError(f"--calibration: there is no file {args.calibration}.")
+    try:
+        text = read_calibration(args.calibration)
+    except ExportError as error:
+        raise UsageError(f"--calibration: {error}") from error
     targets: list[Target] = list(dict.fromkeys(args.target or ["cpu"]))
     return Options(
         store=args.store,
@@ -133,7 +155,7 @@ def _options(args: argparse.Namespace) -> Options:
         force=args.force,
         portable=args.portable,
         verify=not args.no_verify,
-        calibration=args.calibration,
+        calibration=text,
         threads=os.cpu_count() or 1,
     )
 
@@ -153,49 +175,124 @@ def _precision(target: Target, asked: Precision | None) -> Precision:
     )
 
 
-def _jobs(args: argparse.Namespace) -> list[Job]:
-    from gpt2export.exporter import Job
-    from gpt2export.hub import default_id
+def _found(args: argparse.Namespace) -> Found:
+    from gpt2export.find import Entry, find
 
-    if args.model and len(args.checkpoints) > 1:
-        raise UsageError("--id names one model; with several checkpoints leave it out.")
-    jobs = [
-        Job(checkpoint, _checked_id(args.model or default_id(checkpoint)))
-        for checkpoint in dict.fromkeys(args.checkpoints)
-    ]
-    models = [job.model for job in jobs]
-    twice = sorted({model for model in models if models.count(model) > 1})
-    if twice:
-        raise UsageError(
-            f"several checkpoints would become {', '.join(twice)}: export them one by one, "
-            "with --id."
-        )
-    return jobs
+    entries = [Entry(word) for word in args.checkpoints]
+    if args.from_file:
+        entries += _listed(args.from_file)
+    if not entries:
+        raise UsageError("name a CHECKPOINT, or a list of them with --from-file.")
+    if args.model:
+        if len(entries) > 1:
+            raise UsageError("--id names one model; with several checkpoints leave it out.")
+        entries = [Entry(entries[0].word, args.model)]
+    return find(entries)
 
 
-def _checked_id(model: str) -> str:
-    last = check_model_id(model).rsplit("/", 1)[-1]
-    if "/" in model and last in _TAKEN:
-        raise UsageError(f"{model!r} is not possible as an id: {last!r} is a package's folder.")
-    return model
+def _listed(name: str) -> list[Entry]:
+    from gpt2export.find import read_list
+
+    try:
+        if name == "-":
+            return list(read_list(sys.stdin))
+        with Path(name).open(encoding="utf-8") as lines:
+            return list(read_list(lines))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"--from-file: {name} cannot be read ({error}).") from error
 
 
-def _export(jobs: list[Job], options: Options, processes: int) -> int:
-    from tqdm import tqdm
+def _report(path: Path) -> Report:
+    from gpt2export.report import Report
 
-    from gpt2export.batch import run_all
+    return Report(path)
+
+
+def _export(found: Found, options: Options, processes: int, report: Report | None) -> int:
+    from gpt2export.exporter import Exporter, failures
     from gpt2export.table import render
 
-    many = len(jobs) > 1
     outcomes: list[Outcome] = []
-    with tqdm(total=len(jobs), unit="model", disable=not many, file=sys.stderr) as bar:
-        # Beside a bar there is room for a few words only: what is being done now.
-        say = bar.set_postfix_str if many else print
-        for finished in run_all(jobs, options, processes, say):
-            outcomes += finished
-            bar.update()
+
+    def keep(more: Sequence[Outcome]) -> None:
+        outcomes.extend(more)
+        if report is not None:
+            report.add(more)
+
+    for job, reason in found.wrong:
+        keep(failures(job, options, reason))
+    if len(found.jobs) + len(found.wrong) > 1:
+        return _export_many(found, options, processes, outcomes, keep)
+    for job in found.jobs:
+        keep(list(Exporter(job, options, print).run()))
     print(render(outcomes))
+    return _status(outcomes)
+
+
+def _export_many(
+    found: Found,
+    options: Options,
+    processes: int,
+    outcomes: list[Outcome],
+    keep: Callable[[Sequence[Outcome]], None],
+) -> int:
+    from gpt2export.batch import Batch
+    from gpt2export.progress import Progress
+    from gpt2export.table import render
+
+    begin = time.monotonic()
+    problem = ""
+    with (
+        contextlib.closing(Progress(len(found.jobs), sys.stderr)) as progress,
+        _counted_interrupts() as interrupts,
+    ):
+        _say_what_is_left_out(found, progress.note)
+        batch = Batch(found.jobs, options, processes, progress, interrupts)
+        try:
+            for finished in batch.run():
+                keep(finished)
+        except ExportError as error:
+            problem = str(error)
+    print(render(outcomes, time.monotonic() - begin), flush=True)
+    if problem or batch.stopped:
+        print(
+            f"gpt2export: {problem or batch.stopped}; {batch.left:,} of {len(found.jobs):,} "
+            "checkpoints are not done. The same command goes on with them.",
+            file=sys.stderr,
+        )
+    if batch.stopped == "interrupted":
+        return INTERRUPTED
+    return 1 if problem or batch.stopped else _status(outcomes)
+
+
+def _status(outcomes: Sequence[Outcome]) -> int:
     return 1 if any(outcome.status == "failed" for outcome in outcomes) else 0
+
+
+def _say_what_is_left_out(found: Found, note: Callable[[str], None]) -> None:
+    if found.without:
+        count = len(found.without)
+        some = ", ".join(found.without[:5]) + (", ..." if count > 5 else "")
+        note(f"{count:,} folder(s) without a checkpoint are left out: {some}")
+
+
+@contextlib.contextmanager
+def _counted_interrupts() -> Iterator[Callable[[], int]]:
+    """Within it, Ctrl-C raises nothing; the function tells how often it was pressed."""
+    times = 0
+
+    def count(_signal: int, _frame: object) -> None:
+        nonlocal times
+        times += 1
+
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: 0  # only the main thread gets signals
+        return
+    before = signal.signal(signal.SIGINT, count)
+    try:
+        yield lambda: times
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 if __name__ == "__main__":

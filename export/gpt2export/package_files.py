@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gpt2export import __version__
 from gpt2export.checkpoint import Checkpoint
 from gpt2export.graph import build_graph, input_names, kv_layout, output_names
 from gpt2export.layout import TensorSpec, weights_layout
@@ -86,10 +85,6 @@ def write_manifest(
     )
     (folder / package.MANIFEST_FILE).write_bytes(package.encode_manifest(manifest))
     return manifest
-
-
-def source_of(name: str, sha256: str) -> package.Source:
-    return package.Source(name=name, sha256=sha256, exporter_version=__version__)
 
 
 def bytes_needed(dimensions: Dimensions, precision: Precision) -> int:

@@ -69,9 +69,10 @@ def quantize_columns(weight: Array) -> tuple[Array, Array]:
     Symmetric: weight ~ int8 * scale. A column of zeros gets scale 1, so that nothing divides
     by 0.
     """
-    peak = np.abs(weight).max(axis=0)
+    peak = np.maximum(weight.max(axis=0), -weight.min(axis=0))
     scale = np.where(peak > 0, peak / INT8_MAX, 1).astype(np.float32)
-    steps = np.rint(weight / scale)
+    steps = np.divide(weight, scale)
+    np.rint(steps, out=steps)
     # A subnormal peak makes an inexact scale; hold what it gives to the range.
     return np.clip(steps, -INT8_MAX, INT8_MAX, out=steps).astype(np.int8, order="C"), scale
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -139,5 +138,5 @@ def _check(tokenizer: Tokenizer, vocab_size: int, folder: Path) -> None:
 
 def to_text(tokenizer: Tokenizer) -> str:
     """The tokenizer's JSON, compact; the same for the same tokenizer."""
-    text: str = tokenizer.to_str()
-    return json.dumps(json.loads(text), ensure_ascii=False, separators=(",", ":"))
+    text: str = tokenizer.to_str(pretty=False)
+    return text

@@ -23,11 +23,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gpt2export import calibration
-from gpt2export.checkpoint import Checkpoint
 from gpt2export.errors import VerificationFailed
 from gpt2export.graph import kv_layout
-from gpt2export.reference import Reference
+from gpt2export.reference import Reading, Reference
 from gpt2export.runner import PackageRunner
 from gpt2serve.package import Precision
 
@@ -48,21 +46,22 @@ _ADVICE = {
 
 
 def verify(
-    package: Path, checkpoint: Checkpoint, precision: Precision, text: str, *, threads: int
+    package: Path, reference: Reference, reading: Reading, precision: Precision, *, threads: int
 ) -> dict[str, Any]:
-    """The figures for the manifest. Raises `VerificationFailed` outside a bound."""
-    ids = calibration.windows(checkpoint, text)
-    reference = Reference(checkpoint)
-    expected = reference.logits(ids[:, :-1])
+    """The figures for the manifest. Raises `VerificationFailed` outside a bound.
+
+    `reading` is what `reference` said to the calibration text.
+    """
+    ids, dimensions = reading.ids, reference.checkpoint.dimensions
     runner = PackageRunner(
         package,
-        checkpoint.dimensions,
+        dimensions,
         kv_layout(precision).dtype,
         rows=len(ids),
-        length=min(checkpoint.dimensions.context_length, ids.shape[1] + GREEDY_TOKENS),
+        length=min(dimensions.context_length, ids.shape[1] + GREEDY_TOKENS),
         threads=threads,
     )
-    report = compare(runner, expected, ids)
+    report = compare(runner, reading.logits[:, :-1], ids)
     if precision == "fp32":
         limit = LOGIT_ERROR * max(1.0, report["max_logit"] / LOGIT_RANGE)
         report["max_logit_error_limit"] = limit
@@ -78,21 +77,29 @@ def verify(
 
 def compare(runner: PackageRunner, expected: Floats, ids: Ids) -> dict[str, Any]:
     """Feed `ids` [rows, length] token by token; `expected` is [rows, length - 1, vocab]."""
-    error, losses, divergence, agree = 0.0, [], [], []
+    error, losses, divergence, agree = np.float32(0), [], [], []
     for position in range(ids.shape[1] - 1):
         truth = expected[:, position]
         column = ids[:, position]
         logits = runner.prefill(column[:, None].tolist()) if position == 0 else runner.step(column)
-        error = max(error, float(np.abs(logits - truth).max()))
+        gap = truth - logits
+        error = np.maximum(error, np.abs(gap).max())  # unlike max(), it keeps a NaN
         agree.append(logits.argmax(-1) == truth.argmax(-1))
-        log_p, log_q = _log_softmax(truth), _log_softmax(logits)
-        divergence.append((np.exp(log_p) * (log_p - log_q)).sum(-1))
+        (p, norm_p), (_, norm_q) = _softmax(truth), _softmax(logits)
+        # log p - log q is the gap of the logits and that of the norms, which p sums to itself.
+        p *= gap
+        divergence.append(p.sum(-1, dtype=np.float64) - norm_p + norm_q)
         following = ids[:, position + 1, None]
-        losses.append([np.take_along_axis(log, following, -1).mean() for log in (log_p, log_q)])
+        losses.append(
+            [
+                (np.take_along_axis(values, following, -1)[:, 0] - norm).mean()
+                for values, norm in ((truth, norm_p), (logits, norm_q))
+            ]
+        )
     loss_p, loss_q = -np.mean(losses, axis=0)
     return {
-        "max_logit": float(np.abs(expected).max()),
-        "max_logit_error": error,
+        "max_logit": float(max(expected.max(), -expected.min())),
+        "max_logit_error": float(error),
         "perplexity_reference": float(np.exp(loss_p)),
         "perplexity": float(np.exp(loss_q)),
         "perplexity_change": float(np.expm1(loss_q - loss_p)),
@@ -128,10 +135,13 @@ def greedy(runner: PackageRunner, reference: Reference, ids: Ids, *, tie: float)
     }
 
 
-def _log_softmax(logits: Floats) -> NDArray[np.float64]:
-    shifted = logits.astype(np.float64) - logits.max(-1, keepdims=True)
-    result: NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
-    return result
+def _softmax(logits: Floats) -> tuple[Floats, NDArray[np.float64]]:
+    """Probabilities [rows, vocab], and what log_softmax subtracts from the logits of a row."""
+    peak = logits.max(-1, keepdims=True)
+    p = np.exp(logits - peak)
+    total = p.sum(-1, keepdims=True, dtype=np.float64)
+    p /= total
+    return p, (peak + np.log(total))[:, 0]
 
 
 def _hold(bound: str, measured: float, limit: float, precision: Precision) -> None:

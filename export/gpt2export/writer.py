@@ -45,9 +45,7 @@ _OCCUPIED = (errno.ENOTEMPTY, errno.EEXIST)
 def staging(store: Path) -> Iterator[Path]:
     """A temporary folder inside `store`, removed at the end. Raises `StoreError`."""
     try:
-        store.mkdir(parents=True, exist_ok=True)
-        with _locked(store / _STORE_LOCK):
-            _remove_stale(store)
+        with _swept(store):
             folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=store))
             lock = _open_lock(folder / _LOCK)
             fcntl.flock(lock, fcntl.LOCK_EX)
@@ -58,6 +56,23 @@ def staging(store: Path) -> Iterator[Path]:
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         os.close(lock)
+
+
+def sweep(store: Path) -> None:
+    """Remove what killed exporters left. Raises `StoreError` if the store cannot be written."""
+    try:
+        with _swept(store):
+            pass
+    except OSError as error:
+        raise StoreError(f"{store} cannot be written ({error}).") from error
+
+
+@contextlib.contextmanager
+def _swept(store: Path) -> Iterator[None]:
+    store.mkdir(parents=True, exist_ok=True)
+    with _locked(store / _STORE_LOCK):
+        _remove_stale(store)
+        yield
 
 
 def _remove_stale(store: Path) -> None:
