@@ -13,13 +13,15 @@ import pytest
 import torch
 from transformers import GPT2LMHeadModel
 
-from gpt2export import verify as verification
-from gpt2export.checkpoint import load_checkpoint
+from gpt2export.calibration import windows
+from gpt2export.checkpoint import Checkpoint, load_checkpoint
 from gpt2export.errors import ExportError, VerificationFailed
 from gpt2export.exporter import Exporter, Job, Options
 from gpt2export.graph import kv_layout
 from gpt2export.package_files import write_model
+from gpt2export.reference import Reference
 from gpt2export.runner import PackageRunner
+from gpt2export.verify import verify
 from gpt2serve.engine.runner import share_thread_pool
 from gpt2serve.package import Precision, read_manifest, verify_hashes
 from tests.conftest import export
@@ -64,6 +66,14 @@ def runner(package: Path, *, rows: int = 4) -> PackageRunner:
     return PackageRunner(
         package, manifest.dimensions, manifest.kv.dtype, rows=rows, length=32, threads=1
     )
+
+
+def verified(
+    package: Path, checkpoint: Checkpoint, precision: Precision, text: str | None = None
+) -> dict[str, Any]:
+    reference = Reference(checkpoint)
+    ids = windows(checkpoint, calibration_text() if text is None else text)
+    return verify(package, reference, reference.read(ids), precision, threads=1)
 
 
 def greedy(package: Path, prompts: list[list[int]]) -> list[list[int]]:
@@ -201,7 +211,7 @@ def test_rows_of_zeros_stay_numbers(
     package = tmp_path / "package"
     package.mkdir()
     write_model(package, checkpoint, precision)
-    report = verification.verify(package, checkpoint, precision, calibration_text(), threads=1)
+    report = verified(package, checkpoint, precision)
     assert np.isfinite(report["max_logit_error"])
 
 
@@ -220,7 +230,7 @@ def test_a_package_of_other_weights_is_not_published(
     wrong = load_checkpoint(write_checkpoint(tmp_path / "wrong", seed=2))
     write_model(tmp_path, wrong, precision)
     with pytest.raises(VerificationFailed, match=bound) as caught:
-        verification.verify(tmp_path, right, precision, calibration_text(), threads=1)
+        verified(tmp_path, right, precision)
     assert advice in str(caught.value)
     assert caught.value.measured > caught.value.limit
 
@@ -240,10 +250,10 @@ def test_a_short_text_and_a_short_context_will_do(tmp_path: Path) -> None:
     checkpoint = load_checkpoint(write_checkpoint(tmp_path / "tiny", n_positions=4))
     write_model(tmp_path, checkpoint, "fp32")
     for text in ("ab", "My fellow citizens"):
-        report = verification.verify(tmp_path, checkpoint, "fp32", text, threads=1)
+        report = verified(tmp_path, checkpoint, "fp32", text)
         assert report["tokens"] > 0
     with pytest.raises(ExportError, match="not enough"):
-        verification.verify(tmp_path, checkpoint, "fp32", "", threads=1)
+        verified(tmp_path, checkpoint, "fp32", "")
 
 
 def test_weights_outside_the_folder_are_not_needed(store: Path, tmp_path: Path) -> None:

@@ -44,23 +44,26 @@ def spiky() -> Checkpoint:
 
 
 def test_outliers_are_within_the_bound(spiky: Checkpoint, text: str, tmp_path: Path) -> None:
-    ranges = Reference(spiky).ranges(calibration.windows(spiky, text))
-    write_model(tmp_path, spiky, "int8", ranges)
-    report = verify(tmp_path, spiky, "int8", text, threads=1)
+    reference = Reference(spiky)
+    reading = reference.read(calibration.windows(spiky, text))
+    write_model(tmp_path, spiky, "int8", reading.ranges)
+    report = verify(tmp_path, reference, reading, "int8", threads=1)
     assert abs(report["perplexity_change"]) < PERPLEXITY / 2
 
 
 def test_without_smoothing_they_are_not(spiky: Checkpoint, text: str, tmp_path: Path) -> None:
+    reference = Reference(spiky)
+    reading = reference.read(calibration.windows(spiky, text))
     write_model(tmp_path, spiky, "int8", None)
     with pytest.raises(VerificationFailed):
-        verify(tmp_path, spiky, "int8", text, threads=1)
+        verify(tmp_path, reference, reading, "int8", threads=1)
 
 
 def test_smoothing_does_not_change_the_model(text: str) -> None:
     checkpoint = load_checkpoint(SAMPLE)
     ids = calibration.windows(checkpoint, text)[:2]
-    before = Reference(checkpoint)
-    expected, ranges = before.logits(ids), before.ranges(ids)
+    before = Reference(checkpoint).read(ids)
+    expected, ranges = before.logits, before.ranges
     plain = {name: tensor.numpy() for name, tensor in checkpoint.tensors.items()}
     changed = dict(plain)
     for layer in range(checkpoint.dimensions.layers):

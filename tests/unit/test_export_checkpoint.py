@@ -13,8 +13,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from gpt2export.checkpoint import load_checkpoint, source_hash
+from gpt2export.checkpoint import load_checkpoint
 from gpt2export.errors import CheckpointError, UnsupportedModel
+from gpt2export.sources import source_hash
 from gpt2export.tensors import expected_shapes
 from tests.export_fixtures import CONFIG, VOCAB_SIZE, Tensors, random_tensors, write_checkpoint
 

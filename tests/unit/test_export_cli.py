@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from gpt2export import batch, cli, hub
+from gpt2export import cli, hub
 from gpt2export.errors import HubError
-from gpt2export.exporter import Job, Options, Outcome
+from gpt2export.exporter import Outcome
 from gpt2export.table import render
 
 
@@ -36,10 +36,13 @@ def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         (["a", "--id", "org/portable"], "a package's folder"),
         (["x/a/m", "y/a/m"], "several checkpoints would become m"),
         (["a", "--no-verify", "--calibration", "c"], "no use with --no-verify"),
-        (["a", "--calibration", "missing.txt"], "there is no file missing.txt"),
+        (["a", "--calibration", "missing.txt"], "missing.txt cannot be read"),
         (["a", "--jobs", "0"], "at least 1"),
         (["a", "--jobs", "two"], "invalid"),
         (["/"], "is not a model id"),
+        ([], "name a CHECKPOINT"),
+        (["--from-file", "missing.txt"], "missing.txt cannot be read"),
+        (["a", "--report", "missing/report.jsonl"], "cannot be written"),
     ],
 )
 def test_options_that_do_not_go_together(
@@ -76,17 +79,6 @@ def test_help_teaches_and_loads_nothing_heavy() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "examples:" in done.stdout
     assert done.stdout.rstrip().endswith("[]")
-
-
-def test_a_failure_in_one_checkpoint_does_not_stop_the_next(tmp_path: Path) -> None:
-    jobs = [Job(str(tmp_path / f"./none-{n}"), f"none-{n}") for n in range(3)]
-    variants = (("cpu", "int8"), ("cuda", "fp16"))
-    options = Options(store=tmp_path, variants=variants, portable=True)
-    found = list(batch.run_all(jobs, options, 1, lambda line: None))
-    assert [[outcome.variant for outcome in one] for one in found] == [
-        ["cpu-int8", "cuda-fp16", "portable"]
-    ] * 3
-    assert all(outcome.status == "failed" for one in found for outcome in one)
 
 
 def test_the_table() -> None:
