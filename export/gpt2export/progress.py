@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Sequence
 from typing import Never, TextIO
@@ -19,6 +20,10 @@ TOLD = 10
 _WINDOW = 100
 #: Names of what is being worked on that fit into a line.
 _NAMED = 4
+
+
+#: Of a terminal that does not say how wide it is.
+_COLUMNS = 80
 
 
 class Pace:
@@ -56,10 +61,12 @@ class Progress:
         self._logged = 0.0
         self._bar: tqdm[Never] | None = None
         if stream.isatty():
+            columns = _columns(stream)
             self._bar = tqdm(
                 total=total,
                 file=stream,
-                dynamic_ncols=True,
+                dynamic_ncols=columns > 0,
+                ncols=None if columns else _COLUMNS,
                 bar_format="{percentage:3.0f}%|{bar:20}| {n_fmt}/{total_fmt}{postfix}",
             )
 
@@ -127,3 +134,10 @@ class Progress:
             facts += [f"{amount(rate)}/min", f"{duration(left)} left"]
         facts += list(self._now.values())[:_NAMED]
         return ", ".join(facts)
+
+
+def _columns(stream: TextIO) -> int:
+    try:
+        return os.get_terminal_size(stream.fileno()).columns
+    except OSError:
+        return 0
