@@ -28,9 +28,12 @@ _LOOKING = 8
 #: How many of those are looked at between two looks at Ctrl-C.
 _PORTION = 256
 
-_WHY_KILLED = (
-    " It is mostly for want of memory: an export needs about four times as much as the "
-    "checkpoint's weights in float32 take; try a smaller --jobs."
+INTERRUPTED = "interrupted"
+FULL = "the store takes no more"
+
+_WANT_OF_MEMORY = (
+    " It is mostly for want of memory: a 124M model takes up to 1.7 GB while it is exported to "
+    "int8, and 2.4 GB to fp16, larger ones more in proportion. Try a smaller --jobs."
 )
 
 
@@ -56,8 +59,8 @@ class Batch:
         self._interrupts = interrupts
         self._clock = clock
         self._stop_at: float | None = None
-        #: Not begun yet.
-        self.waiting = deque(jobs)
+        self._waiting = deque(jobs)
+        self._left = len(jobs)
         #: Their process died once. They run again when nothing else does.
         self._again: deque[Job] = deque()
         self._tried: set[Job] = set()
@@ -66,8 +69,8 @@ class Batch:
 
     @property
     def left(self) -> int:
-        """How many were not done, after the run."""
-        return len(self.waiting)
+        """How many have not been done."""
+        return self._left
 
     def run(self) -> Iterator[list[Outcome]]:
         """The outcomes of each job as it ends; goes on after failures.
@@ -75,10 +78,10 @@ class Batch:
         Raises `ExportError` if no process can be started.
         """
         yield from self._skip()
-        if not self.waiting:
+        if not self._waiting:
             return
         sweep(self._options.store)
-        processes = max(1, min(self._processes, len(self.waiting)))
+        processes = max(1, min(self._processes, len(self._waiting)))
         each = replace(self._options, threads=max(1, self._options.threads // processes))
         with closing(Pool(processes, each)) as pool:
             self._progress.start(self._clock())
@@ -89,7 +92,7 @@ class Batch:
 
     def _skip(self) -> Iterator[list[Outcome]]:
         """What is exported and unchanged, as far as that is known without reading weights."""
-        options, todo = self._options, self.waiting
+        options, todo = self._options, self._waiting
         rest: list[Job] = []
         with ThreadPoolExecutor(_LOOKING) as threads:
             while todo and not self._interrupts():
@@ -97,32 +100,35 @@ class Batch:
                 found = list(threads.map(lambda job: unchanged(job, options), portion))
                 rest += [job for job, outcomes in zip(portion, found, strict=True) if not outcomes]
                 for outcomes in filter(None, found):
+                    self._left -= 1
                     self._progress.skipped(outcomes)
                     yield outcomes
+                self._progress.tick(self._clock())
         todo.extendleft(reversed(rest))
 
     def _is_over(self, pool: Pool) -> bool:
         """Begins what can be begun. True when nothing runs any more."""
         self._look_at_interrupts(pool)
         if not self.stopped:
-            while pool.free and self.waiting:
-                pool.begin(self.waiting.popleft())
+            while pool.free and self._waiting:
+                self._begin(pool, self._waiting.popleft())
             if self._again and not pool.busy:
-                pool.begin(self._again.popleft())
-        elif not pool.busy:
-            self.waiting.extend(self._again)
+                self._begin(pool, self._again.popleft())
         return not pool.busy
+
+    def _begin(self, pool: Pool, job: Job) -> None:
+        pool.begin(job)
+        self._progress.working(job, job.model)
 
     def _look_at_interrupts(self, pool: Pool) -> None:
         times, now = self._interrupts(), self._clock()
         if times and self._stop_at is None:
-            self.stopped, self._stop_at = "interrupted", now + GRACE
+            self.stopped, self._stop_at = INTERRUPTED, now + GRACE
             if pool.busy:
                 self._progress.note(
                     f"stopping: what runs has {GRACE:.0f} s to end; Ctrl-C again stops at once."
                 )
         if times > 1 or (self._stop_at is not None and now >= self._stop_at):
-            self.waiting.extend(pool.jobs)
             pool.close()
             sweep(self._options.store)  # of what they were writing
 
@@ -132,7 +138,7 @@ class Batch:
                 self._progress.working(job, text)
             case Finished(job, outcomes):
                 if any(outcome.fatal for outcome in outcomes):
-                    self.stopped = self.stopped or "the store takes no more"
+                    self.stopped = self.stopped or FULL
                 yield self._ended(job, outcomes)
             case Died(job, reason) if job not in self._tried:
                 self._tried.add(job)
@@ -141,8 +147,11 @@ class Batch:
                 self._progress.paused(job)
             case Died(job, reason):
                 message = f"The exporting process ended twice ({reason}), the second time alone."
-                yield self._ended(job, failures(job, self._options, message + _WHY_KILLED))
+                if "SIGKILL" in reason or "alloc" in reason:
+                    message += _WANT_OF_MEMORY
+                yield self._ended(job, failures(job, self._options, message))
 
     def _ended(self, job: Job, outcomes: list[Outcome]) -> list[Outcome]:
+        self._left -= 1
         self._progress.finished(job, outcomes, self._clock())
         return outcomes

@@ -24,7 +24,7 @@ from gpt2serve.package import VARIANTS, InvalidModelId, Precision, Target
 if TYPE_CHECKING:
     from gpt2export.exporter import Options, Outcome
     from gpt2export.find import Entry, Found
-    from gpt2export.report import Report
+    from gpt2export.report import Kept
 
 _DEFAULT_PRECISION: dict[Target, Precision] = {"cpu": "int8", "cuda": "fp16"}
 
@@ -64,23 +64,19 @@ exit status: 0 if every package is in the store, 1 if any failed, 2 for a wrong 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
     args = parser.parse_intermixed_args(arguments)  # options may stand between checkpoints
-    with contextlib.ExitStack() as stack:
-        try:
-            found, options = _found(args), _options(args)
-            report = stack.enter_context(_report(args.report)) if args.report else None
-        except (UsageError, InvalidModelId) as error:
-            parser.error(str(error))
-        # Before torch starts its threads: ones that spin for work are many times slower on a
-        # machine that is busy with something else. Worker processes inherit it.
-        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-        try:
-            return _export(found, options, args.jobs, report)
-        except KeyboardInterrupt:
-            print("interrupted; what was published before stays.", file=sys.stderr)
-            return INTERRUPTED
-        except ExportError as error:
-            print(f"gpt2export: {error}", file=sys.stderr)
-            return 1
+    # Before torch starts its threads: ones that spin for work are many times slower on a machine
+    # that is busy with something else. Worker processes inherit it.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    try:
+        return _run(args)
+    except (UsageError, InvalidModelId) as error:
+        parser.error(str(error))
+    except KeyboardInterrupt:
+        print("interrupted; what was published before stays.", file=sys.stderr)
+        return INTERRUPTED
+    except ExportError as error:
+        print(f"gpt2export: {error}", file=sys.stderr)
+        return 1
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -202,41 +198,34 @@ def _listed(name: str) -> list[Entry]:
         raise UsageError(f"--from-file: {name} cannot be read ({error}).") from error
 
 
-def _report(path: Path) -> Report:
-    from gpt2export.report import Report
+def _run(args: argparse.Namespace) -> int:
+    from gpt2export.exporter import failures
+    from gpt2export.report import Kept, Report
 
-    return Report(path)
+    found, options = _found(args), _options(args)
+    report = Report(args.report) if args.report else contextlib.nullcontext()
+    with report as file:
+        kept = Kept(file)
+        for job, reason in found.wrong:
+            kept.add(failures(job, options, reason))
+        if len(found.jobs) + len(found.wrong) > 1:
+            return _export_many(found, options, args.jobs, kept)
+        return _export_one(found, options, kept)
 
 
-def _export(found: Found, options: Options, processes: int, report: Report | None) -> int:
-    from gpt2export.exporter import Exporter, failures
+def _export_one(found: Found, options: Options, kept: Kept) -> int:
+    from gpt2export.exporter import Exporter
     from gpt2export.table import render
 
-    outcomes: list[Outcome] = []
-
-    def keep(more: Sequence[Outcome]) -> None:
-        outcomes.extend(more)
-        if report is not None:
-            report.add(more)
-
-    for job, reason in found.wrong:
-        keep(failures(job, options, reason))
-    if len(found.jobs) + len(found.wrong) > 1:
-        return _export_many(found, options, processes, outcomes, keep)
     for job in found.jobs:
-        keep(list(Exporter(job, options, print).run()))
-    print(render(outcomes))
-    return _status(outcomes)
+        for outcome in Exporter(job, options, print).run():
+            kept.add([outcome])
+    print(render(kept.outcomes))
+    return _status(kept.outcomes)
 
 
-def _export_many(
-    found: Found,
-    options: Options,
-    processes: int,
-    outcomes: list[Outcome],
-    keep: Callable[[Sequence[Outcome]], None],
-) -> int:
-    from gpt2export.batch import Batch
+def _export_many(found: Found, options: Options, processes: int, kept: Kept) -> int:
+    from gpt2export import batch as batches
     from gpt2export.progress import Progress
     from gpt2export.table import render
 
@@ -247,22 +236,22 @@ def _export_many(
         _counted_interrupts() as interrupts,
     ):
         _say_what_is_left_out(found, progress.note)
-        batch = Batch(found.jobs, options, processes, progress, interrupts)
+        batch = batches.Batch(found.jobs, options, processes, progress, interrupts)
         try:
             for finished in batch.run():
-                keep(finished)
+                kept.add(finished)
         except ExportError as error:
             problem = str(error)
-    print(render(outcomes, time.monotonic() - begin), flush=True)
+    print(render(kept.outcomes, time.monotonic() - begin), flush=True)
     if problem or batch.stopped:
         print(
             f"gpt2export: {problem or batch.stopped}; {batch.left:,} of {len(found.jobs):,} "
             "checkpoints are not done. The same command goes on with them.",
             file=sys.stderr,
         )
-    if batch.stopped == "interrupted":
+    if batch.stopped == batches.INTERRUPTED:
         return INTERRUPTED
-    return 1 if problem or batch.stopped else _status(outcomes)
+    return 1 if problem or batch.stopped else _status(kept.outcomes)
 
 
 def _status(outcomes: Sequence[Outcome]) -> int:

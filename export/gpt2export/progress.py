@@ -58,7 +58,7 @@ class Progress:
         self._done = self._failed = self._skipped = 0
         self._now: dict[Job, str] = {}
         self._pace: Pace | None = None
-        self._logged = 0.0
+        self._logged: float | None = None
         self._bar: tqdm[Never] | None = None
         if stream.isatty():
             columns = _columns(stream)
@@ -103,6 +103,8 @@ class Progress:
         if self._bar is not None:
             self._bar.n = self._done
             self._bar.set_postfix_str(self._facts(now), refresh=True)
+        elif self._logged is None:
+            self._logged = now
         elif now - self._logged >= self._log_every:
             self._logged = now
             self.note(f"{self._done:,}/{self._total:,} done, {self._facts(now)}")
@@ -132,8 +134,10 @@ class Progress:
         left = self._pace.left(self._total - self._done, now) if self._pace else None
         if rate is not None and left is not None:
             facts += [f"{amount(rate)}/min", f"{duration(left)} left"]
-        facts += list(self._now.values())[:_NAMED]
-        return ", ".join(facts)
+        if len(self._now) == 1:
+            return ", ".join([*facts, *self._now.values()])
+        names = [job.model for job in self._now]
+        return ", ".join([*facts, *names[:_NAMED]]) + (", ..." if len(names) > _NAMED else "")
 
 
 def _columns(stream: TextIO) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -10,6 +10,19 @@ import msgspec
 
 from gpt2export.errors import UsageError
 from gpt2export.exporter import Outcome
+
+
+class Kept:
+    """All outcomes of a run; they go into the report as they come."""
+
+    def __init__(self, report: Report | None) -> None:
+        self.outcomes: list[Outcome] = []
+        self._report = report
+
+    def add(self, outcomes: Sequence[Outcome]) -> None:
+        self.outcomes.extend(outcomes)
+        if self._report is not None:
+            self._report.add(outcomes)
 
 
 class Report:

@@ -111,7 +111,10 @@ def remember_hash(
         try:
             with os.fdopen(descriptor, "wb") as file:
                 file.write(raw)
+            Path(temporary).chmod(0o644)
             Path(temporary).replace(model_folder / RECORD_FILE)
+            for left in model_folder.glob(f"{RECORD_FILE}?*"):  # by one that was killed here
+                left.unlink(missing_ok=True)
         except OSError:
             Path(temporary).unlink(missing_ok=True)
 

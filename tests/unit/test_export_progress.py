@@ -72,6 +72,26 @@ def test_a_log_gets_a_line_now_and_then() -> None:
     ]
 
 
+def test_what_is_being_worked_on() -> None:
+    stream = io.StringIO()
+    progress = Progress(10, stream, log_every=0)
+    progress.start(0.0)
+    for number in range(1, 7):
+        progress.working(job(number), f"m{number}: writing cpu-int8")
+        progress.tick(0.0)
+    progress.paused(job(1))
+    progress.tick(0.0)
+    assert [line.split("failed, ")[1] for line in stream.getvalue().splitlines()] == [
+        "m1: writing cpu-int8",
+        "m1, m2",
+        "m1, m2, m3",
+        "m1, m2, m3, m4",
+        "m1, m2, m3, m4, ...",
+        "m1, m2, m3, m4, ...",
+        "m2, m3, m4, m5, ...",
+    ]
+
+
 def test_failures_are_told_as_they_happen_but_not_without_end() -> None:
     stream = io.StringIO()
     progress = Progress(100, stream)

@@ -90,6 +90,12 @@ def test_a_damaged_record_counts_as_none(folder: Path, store: Path, content: byt
     assert remembered_hash(store, stat_files(folder)) == "abc"
 
 
+def test_what_a_killed_exporter_left_is_removed(folder: Path, store: Path) -> None:
+    (store / f"{sources.RECORD_FILE}abc").write_text("half a rec")
+    remember_hash(store, stat_files(folder), "abc", hashed_at=later())
+    assert [path.name for path in store.iterdir()] == [sources.RECORD_FILE]
+
+
 def test_another_exporter_hashes_itself(
     folder: Path, store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
