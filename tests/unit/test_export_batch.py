@@ -49,7 +49,10 @@ class Fated(exporter.Exporter):
             time.sleep(0.3)
         if model.startswith("full"):
             def write(*_):
-                raise OSError(28, "No space left on device")
+                try:
+                    raise OSError(28, "No space left on device")
+                except OSError as error:
+                    raise exporter.ExportError("it cannot be published") from error
             yield self._timed("cpu-int8", write)
             return
         yield exporter.Outcome(model, "cpu-int8", "exported", size=1)
@@ -160,7 +163,7 @@ def test_processes_that_cannot_start_are_no_endless_loop(
 def test_a_full_store_stops_the_run(tmp_path: Path) -> None:
     run = Run(tmp_path, ["a", "full", "b", "c"])
     assert run.states == {"a": "exported", "full": "failed"}
-    assert run.batch.stopped == "the store takes no more"
+    assert run.batch.stopped == batch.FULL
     assert run.batch.left == 2
 
 
@@ -183,7 +186,7 @@ def test_the_first_interrupt_lets_what_runs_end(tmp_path: Path) -> None:
         interrupts=lambda: int(begun(tmp_path, "slow-1") and begun(tmp_path, "slow-2")),
     )
     assert run.states == {"slow-1": "exported", "slow-2": "exported"}
-    assert (run.batch.stopped, run.batch.left) == ("interrupted", 2)
+    assert (run.batch.stopped, run.batch.left) == (batch.INTERRUPTED, 2)
     assert "Ctrl-C again stops at once" in run.said.getvalue()
 
 

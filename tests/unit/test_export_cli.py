@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -57,6 +59,36 @@ def test_the_id_is_the_folders_name_or_the_hub_id(tmp_path: Path) -> None:
     assert hub.default_id("huggingtweets/bestmusiclyric-bygpt3") == (
         "huggingtweets/bestmusiclyric-bygpt3"
     )
+
+
+def test_a_list_from_standard_input(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing in it is a checkpoint; each is listed, and the report has them too."""
+    for name in ("x", "a name"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text("{}")
+    lines = f"# two\n{tmp_path}/x\n{tmp_path}/a name\torg/y\n"
+    monkeypatch.setattr(sys, "stdin", io.StringIO(lines))
+    report = tmp_path / "report.jsonl"
+    arguments = ["--from-file", "-", "--store", str(tmp_path / "store"), "--report", str(report)]
+    assert cli.main(arguments) == 1
+    out = capsys.readouterr().out
+    assert "2 packages in" in out
+    assert "0 exported, 0 unchanged, 2 failed." in out
+    assert "2 failed: ... holds no weights" in out
+    rows = [json.loads(line) for line in report.read_text().splitlines()]
+    assert sorted((row["id"], row["status"]) for row in rows) == [
+        ("org/y", "failed"),
+        ("x", "failed"),
+    ]
+
+
+def test_a_folder_of_none_is_a_failure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "nothing").mkdir()
+    assert cli.main([str(tmp_path / "nothing"), "--store", str(tmp_path / "store")]) == 1
+    assert "nothing holds no checkpoint" in capsys.readouterr().out
+    assert not (tmp_path / "store").exists()
 
 
 def test_a_hub_id_without_a_network_says_so(
