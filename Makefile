@@ -7,7 +7,7 @@ STORE ?= models
 PORT ?= 8000
 SAMPLES := $(wildcard samples/*/config.json)
 NODE := benchmarks/.cache/node
-BENCHMARKS := profile decode coldstart determinism isolation load models fleet
+BENCHMARKS := profile decode coldstart determinism isolation load models fleet policies
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo models serve test lint bench bench-full bench-node clean

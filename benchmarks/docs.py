@@ -30,6 +30,7 @@ BENCHMARKS = (
     "isolation",
     "determinism",
     "fleet",
+    "policies",
     "profile",
 )
 PAGE = ROOT / "docs" / "benchmarks.md"

@@ -20,15 +20,9 @@ takes about half a minute, and keeps it in benchmarks/.cache."""
 
 
 def new_parser(name: str, description: str | None, examples: str) -> argparse.ArgumentParser:
-    """A parser with --quick, --threads, --output and --cache."""
-    parser = argparse.ArgumentParser(
-        prog=f"python -m benchmarks.{name}",
-        description=description,
-        epilog=f"examples:\n{examples}\n\n{_CAUTION}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    """A parser with --quick, --output, --threads and --cache."""
+    parser = plain_parser(name, description, f"{examples}\n\n{_CAUTION}")
     add = parser.add_argument
-    add("--quick", action="store_true", help="less of everything, about a minute")
     add(
         "--threads",
         type=positive,
@@ -37,20 +31,33 @@ def new_parser(name: str, description: str | None, examples: str) -> argparse.Ar
         help="threads of each system (default: one a core, which is %(default)s here)",
     )
     add(
-        "--output",
-        type=Path,
-        metavar="FILE",
-        help=f"raw results as JSON (default: benchmarks/results/{name}.json, "
-        f"with --quick benchmarks/results/quick/{name}.json)",
-    )
-    add(
         "--cache",
         type=Path,
         metavar="DIR",
         default=model.CACHE,
         help="where the model is kept (default: benchmarks/.cache)",
     )
-    parser.set_defaults(benchmark=name)
+    return parser
+
+
+def plain_parser(name: str, description: str | None, examples: str) -> argparse.ArgumentParser:
+    """A parser with --quick and --output, for a benchmark that runs no model."""
+    parser = argparse.ArgumentParser(
+        prog=f"python -m benchmarks.{name}",
+        description=description,
+        epilog=f"examples:\n{examples}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--quick", action="store_true", help="less of everything, about a minute")
+    add(
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help=f"raw results as JSON (default: benchmarks/results/{name}.json, "
+        f"with --quick benchmarks/results/quick/{name}.json)",
+    )
+    parser.set_defaults(benchmark=name, threads=1)
     return parser
 
 

@@ -1,0 +1,1 @@
+"""Is another eviction policy than LRU worth having? Caches simulated over drawn traces."""
