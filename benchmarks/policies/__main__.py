@@ -23,9 +23,9 @@ from benchmarks.policies.costs import Costs
 
 _EXAMPLES = """\
   python -m benchmarks.policies --quick
-      1,000 models, a cache for a tenth of them: half a minute
+      1,000 models, a cache for a tenth of them: ten seconds
   python -m benchmarks.policies
-      up to 10,000 models, caches for 1 to 20 % of them: about 6 minutes, on one core
+      up to 10,000 models, caches for 1 to 20 % of them: about 7 minutes, on one core
   python -m benchmarks.policies --miss-ms 250 --rate 1
       a server that reads its models from a slow disk"""
 

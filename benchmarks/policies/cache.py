@@ -16,7 +16,7 @@ from gpt2serve.engine.model_cache import State
 
 
 class Cache(Protocol):
-    """`ModelCache` is one as well."""
+    """What the simulation needs of a cache. `now` is in seconds of the trace's clock."""
 
     def acquire(self, key: str, size: int, now: float) -> State:
         """Take a lease; the model is there only if this is RESIDENT."""
@@ -24,10 +24,10 @@ class Cache(Protocol):
     def start_loads(self, now: float) -> list[str]:
         """What has room now, and is to be loaded."""
 
-    def loaded(self, key: str, measured: int) -> None:
+    def loaded(self, key: str, measured: int, now: float) -> None:
         """The load has ended, and the model takes `measured` bytes."""
 
-    def release(self, key: str) -> None:
+    def release(self, key: str, now: float) -> None:
         """Give a lease back."""
 
 
@@ -77,14 +77,16 @@ class PolicyCache:
             started.append(key)
         return started
 
-    def loaded(self, key: str, measured: int) -> None:
+    def loaded(self, key: str, measured: int, now: float) -> None:
+        del now
         entry = self._entries[key]
         assert measured == entry.size, "models are as large as was predicted"
         entry.state = State.RESIDENT
         if self._free(key):
             self._unleased += entry.size
 
-    def release(self, key: str) -> None:
+    def release(self, key: str, now: float) -> None:
+        del now
         entry = self._entries[key]
         entry.leases -= 1
         if self._free(key):

@@ -56,27 +56,31 @@ def _is_shown(place: Place) -> bool:
 
 def _method(results: dict[str, Any]) -> str:
     costs = results["costs"]
-    return f"""\
-Caches simulated over drawn traces: no model is run, and a seed gives the same figures anywhere. A
-request holds a lease on its model until its last token, and what is leased is not evicted. A model
-that is not there is loaded, one at a time, and its requests wait; so there is no way not to admit
-one. {results["rate"]:g} requests a second with Poisson arrivals, answers as long as tweets. A third
-of each trace fills the cache and does not count. LRU gives, request by request, what the server's
-own `ModelCache` gives (a property test). *Belady* knows what will come: the least misses there can
-be with equal sizes, but for what loads and leases change.
-
-The costs are those of other sections: a miss makes the first token {costs["miss_ms"]:g} ms later
-([cold start](#cold-start)), a model counts {costs["model_bytes"] / 1e6:.0f} MB and answers with
-{costs["hot_ms"]:g} ms to the first token and {costs["token_ms"]:.1f} ms for each other one
-([scale](#scale-by-simulation)).
-
-Popularity is Zipf with exponent 1 unless a name says otherwise. *long answers*: eight times as
-long. *sessions*: somebody asks one model five times on average, some 20 s apart. *drift*: each
-model has an hour of the day at which it is asked for the most; a trace is three days. *changing
-popularity*: every 100 requests a popular model changes places with any other. *crawler*: 5 % or
-20 % of the requests go through all models, one after the other, all the time. *sweeps*: as many,
-but all at once, four times as fast as all others together, with rests in between. *loop*: one
-after the other, of a tenth more models than there is room for."""
+    return tables.paragraphs(
+        "Caches simulated over drawn traces: no model is run, and a seed gives the same figures "
+        "anywhere. A request holds a lease on its model until its last token, and what is leased "
+        "is not evicted. A model that is not there is loaded, one at a time, and its requests "
+        "wait; so each model that is asked for comes into the cache, whatever the policy. "
+        f"{results['rate']:g} requests a second with Poisson arrivals, answers as long as tweets. "
+        "A third of each trace fills the cache and does not count. LRU does, request by request, "
+        "what the server's own `ModelCache` does (a property test). SLRU (segmented LRU) protects "
+        "what was asked for again, up to four fifths of the cache. Belady knows what will come: "
+        "the fewest misses that there can be with equal sizes, but for what loads and leases "
+        "change.",
+        "The costs are those of other sections: a miss makes the first token "
+        f"{costs['miss_ms']:g} ms later ([cold start](#cold-start)); a model counts "
+        f"{costs['model_bytes'] / 1e6:.0f} MB, and answers with {costs['hot_ms']:g} ms to the "
+        f"first token and {costs['token_ms']:.1f} ms for each other one "
+        "([scale](#scale-by-simulation)).",
+        "Popularity is Zipf with exponent 1 unless a name says otherwise. *long answers*: eight "
+        "times as long. *sessions*: somebody asks one model five times on average, some 20 s "
+        "apart. *drift*: each model has an hour of the day at which it is asked for the most; a "
+        "trace is three days. *changing popularity*: every 100 requests a popular model changes "
+        "places with any other. *crawler*: 5% or 20% of the requests go through all models, one "
+        "after the other, all the time. *sweeps*: as many, but all at once, four times as fast as "
+        "all others together, with rests in between. *loop*: one after the other, of a tenth more "
+        "models than there is room for.",
+    )
 
 
 def _misses(found: Selection, places: Sequence[Place]) -> str:
@@ -178,8 +182,8 @@ def _worth(found: Selection, places: Iterable[Place], results: dict[str, Any]) -
         cells = []
         for name in _COSTED:
             saved = found.loads(place, BASE) - found.loads(place, name)
-            first = f"{saved * costs['miss_ms']:.1f} -> {saved * early['miss_ms']:.1f}"
-            cells.append(f"{first}, core {saved * early['core_ms']:.1f}")
+            first = f"{_ms(saved * costs['miss_ms'])} -> {_ms(saved * early['miss_ms'])}"
+            cells.append(f"{first}, core {_ms(saved * early['core_ms'])}")
         waits = f"{base['wait_ms']:.0f}"
         rows.append((place.trace, waits, *cells, _times(found.lru_needs(place, "SLRU"))))
     header = (
@@ -210,6 +214,10 @@ def _percent(change: float | None) -> str:
         return "-"
     text = f"{change:+.0%}"
     return "0%" if text in ("+0%", "-0%") else text
+
+
+def _ms(value: float) -> str:
+    return f"{round(value, 1) or 0.0:.1f}"
 
 
 def _range(changes: Sequence[float]) -> str:

@@ -73,7 +73,7 @@ class _Run:
             if load_ended:
                 self._loaded(key, now)
             else:
-                self._cache.release(key)
+                self._cache.release(key, now)
             if self._waiting:
                 self._start_loads(now)
 
@@ -98,7 +98,7 @@ class _Run:
 
     def _loaded(self, key: str, now: float) -> None:
         self._loading = None
-        self._cache.loaded(key, self._sizes[key])
+        self._cache.loaded(key, self._sizes[key], now)
         for request in self._waiting.pop(key):
             self._waits[request] = now - self._times[request]
             self._run(request, key, now)
