@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -71,13 +70,11 @@ def with_options(paid: Costs, args: argparse.Namespace) -> Costs:
 
 def simulate_all(args: argparse.Namespace, paid: Costs, results: dict[str, Any]) -> None:
     """Fills `results` as it goes."""
-    started = time.perf_counter()
     cells = plan.cells(plan.QUICK if args.quick else plan.FULL)
     for fleet, group in itertools.groupby(cells, key=lambda cell: (cell.fleet, cell.kind)):
         say(f"{fleet[0].models:,} models of {fleet[0].sizes} sizes: {fleet[1].name}")
         for cell in group:
             results["cells"] += running.run(cell, args.rate, paid, args.seed)
-    results["seconds"] = round(time.perf_counter() - started, 1)
 
 
 if __name__ == "__main__":

@@ -42,7 +42,6 @@ def markdown(results: dict[str, Any]) -> str:
         _worth_text(results),
         _worth(found, shown, results),
         _lru_needs_text(found, shown),
-        f"The simulations took {results['seconds']:.0f} s on one core.",
     )
 
 

@@ -496,7 +496,6 @@ def made_up(cells: list[dict[str, Any]]) -> dict[str, Any]:
         "costs": COSTS.as_json(),
         "early": {"miss_ms": 30.0, "core_ms": 100.0},
         "cells": cells,
-        "seconds": 5.0,
     }
 
 
