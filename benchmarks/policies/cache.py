@@ -16,7 +16,10 @@ from gpt2serve.engine.model_cache import State
 
 
 class Cache(Protocol):
-    """What the simulation needs of a cache. `now` is in seconds of the trace's clock."""
+    """What the simulation needs of a cache; `ModelCache` is one.
+
+    now: seconds of the trace's clock.
+    """
 
     def acquire(self, key: str, size: int, now: float) -> State:
         """Take a lease; the model is there only if this is RESIDENT."""

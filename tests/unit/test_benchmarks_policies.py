@@ -102,16 +102,6 @@ class Checked(PolicyCache):
         self.check_integrity()
 
 
-class Server(ModelCache):
-    """The server's own cache."""
-
-    def loaded(self, key: str, measured: int, now: float) -> None:  # type: ignore[override]
-        super().loaded(key, measured)
-
-    def release(self, key: str, now: float) -> None:  # type: ignore[override]
-        super().release(key)
-
-
 @pytest.mark.parametrize("policy", POLICIES)
 @QUICK
 @given(trace=busy_traces, budget=st.integers(4, 12))
@@ -129,7 +119,7 @@ def test_a_budget_holds_and_a_lease_protects(policy: str, trace: Trace, budget: 
 def test_lru_is_the_servers_own(trace: Trace, budget: int) -> None:
     """Not only the hits: every wait as well."""
     ours = run(BASE, trace, budget, slowly)
-    theirs = simulate(Server(budget), trace, slowly)
+    theirs = simulate(ModelCache(budget), trace, slowly)
     assert ours.met.tolist() == theirs.met.tolist()
     assert ours.waits.tolist() == theirs.waits.tolist()
 
@@ -141,7 +131,7 @@ def test_lru_is_the_servers_own_on_a_long_trace() -> None:
         trace = traces.draw(BY_NAME[name], shape, sizes, COSTS.answer_seconds, 0)
         budget = int(sizes.sum()) // 10
         ours = run(BASE, trace, budget, COSTS.load_seconds)
-        theirs = simulate(Server(budget), trace, COSTS.load_seconds)
+        theirs = simulate(ModelCache(budget), trace, COSTS.load_seconds)
         assert ours.met.tolist() == theirs.met.tolist()
         assert ours.waits.tolist() == theirs.waits.tolist()
         assert 0.1 < (ours.met == Met.HIT).mean() < 0.9
