@@ -18,7 +18,7 @@ def test_settings_from_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path
     monkeypatch.setenv("GPT2SERVE_MAX_QUEUE", "7")
     monkeypatch.setenv("GPT2SERVE_MAX_BODY_BYTES", "2MiB")
     service = service_of(create_app())
-    assert service.engine.settings.store == tmp_path
+    assert service.engine.settings.store == str(tmp_path)
     assert service.engine.settings.max_queue == 7
     assert service.settings.max_body_bytes == 2 * 2**20
 
