@@ -288,6 +288,24 @@ def test_a_share_of_the_disk_cache_is_of_its_disk(tmp_path: Path) -> None:
     assert engine_settings("s3://b", disk_cache_bytes="3MiB").disk_cache_bytes == 3 * 1024**2
 
 
+@pytest.mark.parametrize(
+    ("url", "variables", "allowed"),
+    [
+        ("s3://b", {}, False),
+        ("s3://b", {"AWS_ENDPOINT_URL": "https://h"}, False),
+        ("s3://b", {"AWS_ENDPOINT_URL": "http://h:1"}, True),
+        ("s3://b", {"AWS_ALLOW_HTTP": "true"}, True),
+        ("s3://b", {"AWS_ALLOW_HTTP": "false"}, False),
+        ("http://h/x", {}, True),
+        ("https://h/x", {}, False),
+    ],
+)
+def test_plain_http_only_where_it_was_asked_for(
+    url: str, variables: dict[str, str], *, allowed: bool
+) -> None:
+    assert module.allows_http(url, variables) is allowed
+
+
 def test_lists_may_be_given_many_times() -> None:
     engine, _ = settings_from_texts(
         {"store": "models", "pin": ["a,b", "c"]}, {"store": "--store", "pin": "--pin"}

@@ -30,6 +30,8 @@ from gpt2serve.package import (
 
 #: Packages whose hashes are known to be right.
 REMEMBERED = 10_000
+#: Seconds after which it is worth trying again to read a folder that could not be read.
+RETRY_AFTER = 5.0
 
 _Signature = tuple[int, int, int]
 
@@ -66,11 +68,16 @@ class FolderStore:
             if known is not None and known.signature == signature:
                 return known
             return Seen(Package(model, path, read_manifest(path), local=True), signature)
+        if not self._root.is_dir():
+            # Else a folder that is moved or unmounted would take every model with it.
+            raise StoreUnavailable(f"The store {self._root} is gone.", retry_after=RETRY_AFTER)
         return None
 
     def ids(self) -> Iterator[str]:
         names = [variant_name(*variant) for variant in self._variants]
         try:
+            with os.scandir(self._root):
+                pass
             yield from _models(self._root, names)
         except OSError as error:
             raise _unreachable(self._root, error) from error
@@ -178,4 +185,6 @@ def _signature(status: os.stat_result) -> _Signature:
 
 
 def _unreachable(root: Path, error: OSError) -> StoreUnavailable:
-    return StoreUnavailable(f"The store {root} cannot be read ({error.strerror}).", retry_after=5.0)
+    return StoreUnavailable(
+        f"The store {root} cannot be read ({error.strerror}).", retry_after=RETRY_AFTER
+    )

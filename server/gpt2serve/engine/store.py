@@ -204,9 +204,8 @@ class ModelStore:
             if state is not None:
                 self._known.move_to_end(model)
                 return state
-            state = self._unknown.setdefault(model, _Model())
-            self._unknown.move_to_end(model)
-            _trim(self._unknown)
+            state = self._unknown.get(model, _Model())
+            self._keep(model, state)
             return state
 
     def _is_fresh(self, state: _Model) -> bool:
@@ -223,13 +222,14 @@ class ModelStore:
         try:
             if self._is_fresh(state) or self._is_failing():
                 return  # another thread has asked while this one waited
-            old, new = state.answer, self._look(model, state)
+            self._look(model, state)
         finally:
             state.asking.release()
-        self._tell(model, old, new)
 
-    def _look(self, model: str, state: _Model) -> Seen | Exception | None:
-        known = state.answer if isinstance(state.answer, Seen) else None
+    def _look(self, model: str, state: _Model) -> None:
+        """Ask the store, and tell what has changed. Whoever calls holds `state.asking`."""
+        old = state.answer
+        known = old if isinstance(old, Seen) else None
         new: Seen | PackageError | StoreUnavailable | None
         try:
             new = self._backend.look(model, known)
@@ -237,7 +237,7 @@ class ModelStore:
             if error.everywhere:
                 with self._lock:
                     self._reachability.failed(self._clock())
-                return state.answer
+                return
             # Of this model the store says nothing, but it speaks.
             new = known or error
         except PackageError as error:
@@ -245,24 +245,27 @@ class ModelStore:
         with self._lock:
             self._reachability.worked()
             state.answer, state.checked = new, self._clock()
-            self._unknown.pop(model, None)
-            kept = self._known if isinstance(new, Seen) else self._unknown
-            self._known.pop(model, None)
-            kept[model] = state
-            _trim(kept)
-        return new
+            self._keep(model, state)
+        if known is not None and not isinstance(new, Exception):
+            self._tell(model, known.package, new.package if new else None)
 
-    def _tell(self, model: str, old: object, new: object) -> None:
-        if not isinstance(old, Seen) or isinstance(new, Exception):
-            return
-        if not isinstance(new, Seen):
-            self._backend.forget(old.package)
+    def _keep(self, model: str, state: _Model) -> None:
+        self._known.pop(model, None)
+        self._unknown.pop(model, None)
+        kept = self._known if isinstance(state.answer, Seen) else self._unknown
+        kept[model] = state
+        while len(kept) > REMEMBERED:
+            kept.popitem(last=False)
+
+    def _tell(self, model: str, old: Package, new: Package | None) -> None:
+        if new is None:
+            self._backend.forget(old)
             self.on_change(model, None)
             return
-        if new.package.path != old.package.path:
-            self._backend.supersede(old.package)
-        if new.package.key != old.package.key:
-            self.on_change(model, new.package)
+        if new.path != old.path:
+            self._backend.supersede(old)
+        if new.key != old.key:
+            self.on_change(model, new)
 
     def _answer(self, model: str, state: _Model) -> Package:
         answer = state.answer
@@ -284,8 +287,7 @@ class ModelStore:
 
         def probe() -> None:
             with state.asking:
-                old, new = state.answer, self._look(model, state)
-            self._tell(model, old, new)
+                self._look(model, state)
 
         threading.Thread(target=probe, name="gpt2serve-store-probe", daemon=True).start()
 
@@ -298,9 +300,7 @@ class ModelStore:
         elif (package := self._backend.stored(model)) is not None:
             with self._lock:
                 state.answer = Seen(package, None)
-                self._unknown.pop(model, None)
-                self._known[model] = state
-                _trim(self._known)
+                self._keep(model, state)
             return package
         with self._lock:
             retry_after = self._reachability.retry_after(self._clock())
@@ -350,11 +350,6 @@ class ModelStore:
         for model, state in missing:
             if not self._is_fresh(state) and not self._is_failing():
                 self._ask(model, state)
-
-
-def _trim(models: OrderedDict[str, _Model]) -> None:
-    while len(models) > REMEMBERED:
-        models.popitem(last=False)
 
 
 def _copy(error: PackageError | StoreUnavailable) -> Exception:
