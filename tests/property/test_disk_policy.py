@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from gpt2serve.engine.disk_cache import KEEP_PARTS, NEVER, OVERHEAD, DiskCache
+from gpt2serve.engine.disk_cache import KEEP_PARTS, OVERHEAD, DiskCache
+from gpt2serve.engine.disk_layout import NEVER
 from gpt2serve.engine.disk_policy import Entry, evict
 from gpt2serve.errors import CorruptPackage, ModelTooLarge, ModelUnavailable, NotOnDisk
 from gpt2serve.package import MANIFEST_FILE, Manifest, encode_manifest
@@ -103,7 +104,7 @@ class DiskCacheMachine(RuleBasedStateMachine):
         self.now += 1
         cache, made = self.caches[which], manifest_of(model)
         if model in self.known:
-            with cache.filling(cache.package(model, made), size_of(made), fail) as folder:
+            with cache.filling(cache.layout.package(model, made), size_of(made), fail) as folder:
                 assert folder is None
             return
         fits = self._expect_room(model, size_of(made))
@@ -144,7 +145,7 @@ class DiskCacheMachine(RuleBasedStateMachine):
         self.now += 1
         cache, made = self.caches[which], manifest_of(model)
         stack = contextlib.ExitStack()
-        holding = cache.hold(cache.package(model, made), model, made)
+        holding = cache.hold(cache.layout.package(model, made), model, made)
         if model not in self.known:
             with pytest.raises(NotOnDisk):
                 stack.enter_context(holding)
@@ -170,14 +171,14 @@ class DiskCacheMachine(RuleBasedStateMachine):
     @rule(model=st.sampled_from(MODELS), which=st.integers(0, 1))
     def demote(self, model: str, which: int) -> None:
         cache = self.caches[which]
-        cache.demote(cache.package(model, manifest_of(model)))
+        cache.demote(cache.layout.package(model, manifest_of(model)))
         if model in self.known:
             self.known[model].used = NEVER
 
     @rule(model=st.sampled_from(MODELS), which=st.integers(0, 1))
     def remove(self, model: str, which: int) -> None:
         cache = self.caches[which]
-        removed = cache.remove(cache.package(model, manifest_of(model)))
+        removed = cache.remove(cache.layout.package(model, manifest_of(model)))
         known = self.known.get(model)
         assert removed == (known is None or not known.holds)
         if removed:
@@ -197,14 +198,14 @@ class DiskCacheMachine(RuleBasedStateMachine):
     @invariant()
     def what_is_there_is_what_should_be(self) -> None:
         cache = self.caches[0]
-        assert set(cache.models({"cpu-int8"})) == set(self.known)
+        assert set(cache.layout.models({"cpu-int8"})) == set(self.known)
         for model, known in self.known.items():
             made = manifest_of(model)
-            (place,) = cache.versions(model, "cpu-int8")
-            assert place == cache.package(model, made)
+            (place,) = cache.layout.versions(model, "cpu-int8")
+            assert place == cache.layout.package(model, made)
             assert sum(file.stat().st_size for file in place.path.iterdir()) <= known.size
             assert cache._is_whole(place.path, made)
-        staged = {p.name.partition("@")[0] for p in (cache._home / "staging").iterdir()}
+        staged = {p.name.partition("@")[0] for p in cache.layout.staged()}
         assert staged == set(self.parts)
         everything = [*self.known.values(), *self.parts.values()]
         assert sum(known.size for known in everything) <= BUDGET
@@ -222,7 +223,7 @@ def size_of(made: Manifest) -> int:
 
 
 def fetch(cache: DiskCache, model: str, made: Manifest, end: type[BaseException] | None) -> None:
-    place = cache.package(model, made)
+    place = cache.layout.package(model, made)
     with cache.filling(place, size_of(made), fail) as folder:
         assert folder is not None
         for name, entry in made.files.items():

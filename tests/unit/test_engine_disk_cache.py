@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from gpt2serve.engine import disk_cache
-from gpt2serve.engine.disk_cache import KEEP_PARTS, KEEP_TOKENIZER, OVERHEAD, DiskCache, Place
+from gpt2serve.engine.disk_cache import KEEP_PARTS, KEEP_TOKENIZER, OVERHEAD, DiskCache
+from gpt2serve.engine.disk_layout import Place, place_of
 from gpt2serve.errors import ModelUnavailable, NotOnDisk
 from gpt2serve.package import MANIFEST_FILE, TOKENIZER_FILE, WEIGHTS_FILE, encode_manifest
 from tests.unit.engine_support import manifest
@@ -45,7 +46,7 @@ def open_cache(tmp_path: Path, clock: Clock) -> Callable[..., DiskCache]:
 
 def fill(cache: DiskCache, model: str = "org/a", weights: bytes = b"weights") -> Place:
     made = manifest(model, files={WEIGHTS_FILE: weights})
-    place = cache.package(model, made)
+    place = cache.layout.package(model, made)
     with cache.filling(place, len(weights) + 7, nobody) as folder:
         assert folder is not None
         for name, content in (FILES | {WEIGHTS_FILE: weights}).items():
@@ -56,7 +57,7 @@ def fill(cache: DiskCache, model: str = "org/a", weights: bytes = b"weights") ->
 
 
 def fill_tokenizer(cache: DiskCache, sha256: str, content: bytes = b"{}") -> Place:
-    place = cache.tokenizer(sha256)
+    place = cache.layout.tokenizer(sha256)
     with cache.filling(place, len(content), nobody) as folder:
         assert folder is not None
         (folder / TOKENIZER_FILE).write_bytes(content)
@@ -76,7 +77,7 @@ def nobody(there: int) -> None:
 
 
 def everything(cache: DiskCache) -> list[str]:
-    return sorted(entry.name.rpartition("/")[2] for entry in cache._entries())
+    return sorted(entry.name.rpartition("/")[2] for entry in cache.layout.entries({}))
 
 
 def test_names_are_safe_and_change_with_the_manifest(
@@ -85,19 +86,19 @@ def test_names_are_safe_and_change_with_the_manifest(
     cache = open_cache()
     longest = "/".join(["a" * 96] * 2)
     places = {
-        cache.package("org/a", manifest("org/a")).path,
-        cache.package("org/a", manifest("org/a", bytes_needed=7)).path,
-        cache.package("org/a", manifest("org/a", precision="fp32")).path,
-        cache.package("org", manifest("org")).path,
-        cache.package(longest, manifest(longest)).path,
-        open_cache(store="s3://other").package("org", manifest("org")).path,
+        cache.layout.package("org/a", manifest("org/a")).path,
+        cache.layout.package("org/a", manifest("org/a", bytes_needed=7)).path,
+        cache.layout.package("org/a", manifest("org/a", precision="fp32")).path,
+        cache.layout.package("org", manifest("org")).path,
+        cache.layout.package(longest, manifest(longest)).path,
+        open_cache(store="s3://other").layout.package("org", manifest("org")).path,
     }
     assert len(places) == 6
     for path in places:
         assert path.resolve().is_relative_to((tmp_path / "cache").resolve())
-        assert cache.place_of(path).path == path
+        assert place_of(path).path == path
     long = fill(cache, longest)
-    assert cache.models({"cpu-int8"}) == [longest]
+    assert cache.layout.models({"cpu-int8"}) == [longest]
     with cache.hold(long, longest, manifest(longest)) as path:
         assert path.exists()
 
@@ -129,8 +130,8 @@ def test_a_cache_that_somebody_deletes_is_made_again(
     shutil.rmtree(tmp_path / "cache")
     with pytest.raises(NotOnDisk), cache.hold(place, "org/a", manifest("org/a")):
         pass
-    assert cache.versions("org/a", "cpu-int8") == []
-    assert cache.models({"cpu-int8"}) == []
+    assert cache.layout.versions("org/a", "cpu-int8") == []
+    assert cache.layout.models({"cpu-int8"}) == []
     fill(cache)
     with cache.hold(place, "org/a", manifest("org/a")) as path:
         assert path.exists()
@@ -168,7 +169,7 @@ def test_what_killed_processes_leave_is_swept(
     open_cache: Callable[..., DiskCache], clock: Clock
 ) -> None:
     cache = open_cache()
-    place = cache.package("a", manifest("a"))
+    place = cache.layout.package("a", manifest("a"))
     with pytest.raises(InterruptedError):
         begin_and_die(cache, place)
     gone = place.staging.with_name(".gone-123")
@@ -191,7 +192,7 @@ def test_what_is_being_fetched_is_not_swept(
     open_cache: Callable[..., DiskCache], clock: Clock
 ) -> None:
     cache = open_cache()
-    place = cache.package("a", manifest("a"))
+    place = cache.layout.package("a", manifest("a"))
     with cache.filling(place, 100, nobody) as folder:
         clock.now += KEEP_PARTS * 2
         open_cache()
@@ -201,7 +202,7 @@ def test_what_is_being_fetched_is_not_swept(
 
 def test_two_that_grow_do_not_overlook_each_other(open_cache: Callable[..., DiskCache]) -> None:
     one, two = open_cache(100), open_cache(100)
-    a, b = one.package("a", manifest("a")), two.package("b", manifest("b"))
+    a, b = one.layout.package("a", manifest("a")), two.layout.package("b", manifest("b"))
     with one.filling(a, 60, nobody):
         with pytest.raises(ModelUnavailable, match="in use"), two.filling(b, 60, nobody):
             pass
@@ -215,8 +216,8 @@ def test_stores_share_the_bytes_of_a_cache(open_cache: Callable[..., DiskCache])
     place = fill(one, "a", b"x" * 1000)
     fill(other, "b", b"x" * 1000)
     assert not place.path.exists()
-    assert one.models({"cpu-int8"}) == []
-    assert other.models({"cpu-int8"}) == ["b"]
+    assert one.layout.models({"cpu-int8"}) == []
+    assert other.layout.models({"cpu-int8"}) == ["b"]
     assert len(everything(one)) == 1
 
 
@@ -225,7 +226,7 @@ def test_a_tokenizer_is_not_evicted_before_it_can_be_read(
 ) -> None:
     cache = open_cache(100)
     place = fill_tokenizer(cache, "0" * 64, b"x" * 60)
-    package = cache.package("a", manifest("a"))
+    package = cache.layout.package("a", manifest("a"))
     with pytest.raises(ModelUnavailable), cache.filling(package, 60, nobody):
         pass
     assert place.path.exists()
@@ -241,13 +242,13 @@ def test_the_version_used_last_comes_first(
     old = fill(cache, "a", b"one")
     clock.now += 1
     new = fill(cache, "a", b"two")
-    assert cache.versions("a", "cpu-int8") == [new, old]
+    assert cache.layout.versions("a", "cpu-int8") == [new, old]
     clock.now += 1
     cache.touch(old)
-    assert cache.versions("a", "cpu-int8") == [old, new]
+    assert cache.layout.versions("a", "cpu-int8") == [old, new]
     cache.demote(old)
-    assert cache.versions("a", "cpu-int8") == [new, old]
-    assert cache.versions("a", "cpu-fp32") == []
+    assert cache.layout.versions("a", "cpu-int8") == [new, old]
+    assert cache.layout.versions("a", "cpu-fp32") == []
 
 
 def test_a_full_disk_gives_up_what_was_used_least(
@@ -279,7 +280,7 @@ def test_a_full_disk_gives_up_what_was_used_least(
 
 def test_who_waits_for_another_fetch_hears_of_it(open_cache: Callable[..., DiskCache]) -> None:
     cache = open_cache()
-    place = cache.package("a", manifest("a"))
+    place = cache.layout.package("a", manifest("a"))
     heard: list[int] = []
     found: list[Any] = []
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from gpt2serve.engine import folder_store
+from gpt2serve.engine import folder_store, known_models
 from gpt2serve.engine import store as store_module
 from gpt2serve.engine.store import ModelStore
 from gpt2serve.errors import (
@@ -127,12 +127,12 @@ def test_unusable_packages_say_why_each_time(tmp_path: Path) -> None:
 
 
 def test_known_packages_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store_module, "REMEMBERED", 3)
+    monkeypatch.setattr(known_models, "REMEMBERED", 3)
     store = ModelStore(tmp_path, CPU)
     for n in range(6):
         write_package(tmp_path, f"m{n}")
         store.resolve(f"m{n}")
-    assert list(store._known) == ["m3", "m4", "m5"]
+    assert store._known.models() == ["m3", "m4", "m5"]
 
 
 def test_hashes_are_compared_once_for_a_version(
@@ -240,14 +240,14 @@ def test_a_model_is_looked_for_at_most_every_refresh_seconds(tmp_path: Path, loo
 def test_unknown_models_do_not_push_out_known_ones(
     tmp_path: Path, looks: Looks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store_module, "REMEMBERED", 3)
+    monkeypatch.setattr(known_models, "REMEMBERED", 3)
     write_package(tmp_path, "a")
     store = ModelStore(tmp_path, CPU, refresh=5, clock=looks.clock)
     store.resolve("a")
     for n in range(10):
         with pytest.raises(ModelNotFound):
             store.resolve(f"x{n}")
-    assert len(store._unknown) == 3
+    assert len(store._known._others) == 3
     store.resolve("a")
     assert looks.models.count("a") == 1
 

@@ -11,9 +11,8 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from gpt2serve.engine.backend import Backend, Package, Progress, Seen, sort_key
 from gpt2serve.engine.catalog import Catalog, page_of
 from gpt2serve.engine.disk_cache import DiskCache
 from gpt2serve.engine.folder_store import FolderStore
+from gpt2serve.engine.known_models import NEVER, Answer, Known, KnownModels
 from gpt2serve.engine.object_store import ObjectStore
 from gpt2serve.engine.reachability import Reachability
 from gpt2serve.engine.url_store import UrlStore
@@ -34,25 +34,11 @@ from gpt2serve.errors import (
 from gpt2serve.package import check_model_id
 from gpt2serve.settings import allows_http, is_url
 
-#: Models, and ids that are no models, of which it is remembered what the store said.
-REMEMBERED = 10_000
 #: Seconds for which a store that did not answer is not asked.
 PAUSE = 5.0
 
 #: Models that are looked at in search of one that can be used.
 _TRIES = 3
-
-_NEVER = float("-inf")
-
-
-@dataclass(slots=True, eq=False)
-class _Model:
-    """What the store said of a model: a package, an error, or None if there is none."""
-
-    answer: Seen | PackageError | StoreUnavailable | None = None
-    checked: float = _NEVER
-    #: Held by the one thread that asks the store.
-    asking: threading.Lock = field(default_factory=threading.Lock)
 
 
 def _backend(
@@ -102,8 +88,7 @@ class ModelStore:
         self._refresh = refresh
         self._clock = clock
         self._lock = threading.Lock()
-        self._known: OrderedDict[str, _Model] = OrderedDict()
-        self._unknown: OrderedDict[str, _Model] = OrderedDict()
+        self._known = KnownModels()
         self._reachability = Reachability(PAUSE)
         self._catalog = Catalog(
             self._ids, refresh=refresh, clock=clock, on_renewed=self._look_for_deleted
@@ -117,7 +102,7 @@ class ModelStore:
         Raises `InvalidModelId`, `ModelNotFound`, `PackageError` if it cannot be used, or
         `StoreUnavailable` if nothing is known of it and the store does not answer.
         """
-        state = self._state(check_model_id(model))
+        state = self._known.get(check_model_id(model))
         if not self._is_fresh(state):
             if self._is_failing():
                 self._probe(model, state)
@@ -129,9 +114,7 @@ class ModelStore:
 
     def peek(self, model: str) -> Package | None:
         """What is known of `model`, without looking: never touches disk or network."""
-        with self._lock:
-            state = self._known.get(model)
-        return state.answer.package if state and isinstance(state.answer, Seen) else None
+        return self._known.peek(model)
 
     def tokenizer_file(self, package: Package) -> Path:
         """Fetched if need be. Raises `CorruptPackage` or `StoreUnavailable`."""
@@ -198,26 +181,16 @@ class ModelStore:
 
     # -- asking the store -----------------------------------------------------------------
 
-    def _state(self, model: str) -> _Model:
-        with self._lock:
-            state = self._known.get(model)
-            if state is not None:
-                self._known.move_to_end(model)
-                return state
-            state = self._unknown.get(model, _Model())
-            self._keep(model, state)
-            return state
-
-    def _is_fresh(self, state: _Model) -> bool:
+    def _is_fresh(self, state: Known) -> bool:
         return self._clock() - state.checked < self._refresh
 
     def _is_failing(self) -> bool:
         with self._lock:
             return self._reachability.failing
 
-    def _ask(self, model: str, state: _Model) -> None:
+    def _ask(self, model: str, state: Known) -> None:
         """One thread asks; others wait for it only if nothing is known of the model."""
-        if not state.asking.acquire(blocking=state.checked == _NEVER):
+        if not state.asking.acquire(blocking=state.checked == NEVER):
             return
         try:
             if self._is_fresh(state) or self._is_failing():
@@ -226,11 +199,11 @@ class ModelStore:
         finally:
             state.asking.release()
 
-    def _look(self, model: str, state: _Model) -> None:
+    def _look(self, model: str, state: Known) -> None:
         """Ask the store, and tell what has changed. Whoever calls holds `state.asking`."""
         old = state.answer
         known = old if isinstance(old, Seen) else None
-        new: Seen | PackageError | StoreUnavailable | None
+        new: Answer
         try:
             new = self._backend.look(model, known)
         except StoreUnavailable as error:
@@ -244,18 +217,9 @@ class ModelStore:
             new = error
         with self._lock:
             self._reachability.worked()
-            state.answer, state.checked = new, self._clock()
-            self._keep(model, state)
+        self._known.learn(model, state, new, self._clock())
         if known is not None and not isinstance(new, Exception):
             self._tell(model, known.package, new.package if new else None)
-
-    def _keep(self, model: str, state: _Model) -> None:
-        self._known.pop(model, None)
-        self._unknown.pop(model, None)
-        kept = self._known if isinstance(state.answer, Seen) else self._unknown
-        kept[model] = state
-        while len(kept) > REMEMBERED:
-            kept.popitem(last=False)
 
     def _tell(self, model: str, old: Package, new: Package | None) -> None:
         if new is None:
@@ -267,7 +231,7 @@ class ModelStore:
         if new.key != old.key:
             self.on_change(model, new)
 
-    def _answer(self, model: str, state: _Model) -> Package:
+    def _answer(self, model: str, state: Known) -> Package:
         answer = state.answer
         if isinstance(answer, Seen):
             package = answer.package
@@ -279,7 +243,7 @@ class ModelStore:
 
     # -- without the store ----------------------------------------------------------------
 
-    def _probe(self, model: str, state: _Model) -> None:
+    def _probe(self, model: str, state: Known) -> None:
         """See whether the store answers again, while the request goes on without it."""
         with self._lock:
             if not self._reachability.take_probe(self._clock()):
@@ -291,16 +255,14 @@ class ModelStore:
 
         threading.Thread(target=probe, name="gpt2serve-store-probe", daemon=True).start()
 
-    def _without_store(self, model: str, state: _Model) -> Package:
+    def _without_store(self, model: str, state: Known) -> Package:
         if isinstance(state.answer, Seen):
             if self._backend.is_local(state.answer.package):
                 return self._answer(model, state)
         elif isinstance(state.answer, PackageError):
             return self._answer(model, state)
         elif (package := self._backend.stored(model)) is not None:
-            with self._lock:
-                state.answer = Seen(package, None)
-                self._keep(model, state)
+            self._known.learn(model, state, Seen(package, None), NEVER)
             return package
         with self._lock:
             retry_after = self._reachability.retry_after(self._clock())
@@ -315,9 +277,7 @@ class ModelStore:
         try:
             yield
         except PackageReplaced:
-            with self._lock:
-                if package.model in self._known:
-                    self._known[package.model].checked = _NEVER
+            self._known.doubt(package.model)
             raise
         except StoreUnavailable as error:
             if error.everywhere:
@@ -335,20 +295,15 @@ class ModelStore:
 
     def _ids_here(self) -> set[str]:
         """Models that are known without a listing."""
-        with self._lock:
-            known = {m for m, state in self._known.items() if isinstance(state.answer, Seen)}
-        return known.union(self._backend.stored_ids())
+        return {*self._known.models(), *self._backend.stored_ids()}
 
     def _look_for_deleted(self, ids: set[str]) -> None:
         """Models that are known and not in the list: gone, or published while it was made."""
-        with self._lock:
-            missing = [
-                (model, state)
-                for model, state in self._known.items()
-                if model not in ids and isinstance(state.answer, Seen)
-            ]
-        for model, state in missing:
-            if not self._is_fresh(state) and not self._is_failing():
+        for model in self._known.models():
+            if model in ids or self._is_failing():
+                continue
+            state = self._known.get(model)
+            if not self._is_fresh(state):
                 self._ask(model, state)
 
 

@@ -10,7 +10,8 @@ from functools import partial
 from pathlib import Path
 
 from gpt2serve.engine.backend import Package, Progress, Seen
-from gpt2serve.engine.disk_cache import OVERHEAD, DiskCache, Place
+from gpt2serve.engine.disk_cache import OVERHEAD, DiskCache
+from gpt2serve.engine.disk_layout import place_of
 from gpt2serve.engine.download import Downloader, WrongContent
 from gpt2serve.engine.object_store import Content, ObjectMissing, ObjectStore, ObjectUnchanged
 from gpt2serve.errors import (
@@ -68,7 +69,7 @@ class UrlStore:
         manifest = decode_manifest(content.data, model)
         if variant_name(manifest.target, manifest.precision) != variant:
             raise CorruptPackage(f"{model}: the manifest in {variant} is of another variant.")
-        place = self._cache.package(model, manifest)
+        place = self._cache.layout.package(model, manifest)
         package = Package(model, place.path, manifest, local=place.path.exists())
         return Seen(package, content.etag)
 
@@ -88,13 +89,13 @@ class UrlStore:
 
     def stored(self, model: str) -> Package | None:
         for variant in self._variants:
-            for place in self._cache.versions(model, variant):
+            for place in self._cache.layout.versions(model, variant):
                 with contextlib.suppress(PackageError):
                     return Package(model, place.path, read_manifest(place.path), local=True)
         return None
 
     def stored_ids(self) -> list[str]:
-        return self._cache.models(set(self._variants))
+        return self._cache.layout.models(set(self._variants))
 
     def nearby(self) -> list[str]:
         return self.stored_ids()
@@ -110,7 +111,7 @@ class UrlStore:
             return self._tokenizer(package)
 
     def fetch(self, package: Package, progress: Progress) -> Package:
-        manifest, place = package.manifest, self._place(package)
+        manifest, place = package.manifest, place_of(package.path)
         raw = encode_manifest(manifest)
         total = sum(entry.bytes for entry in manifest.files.values())
 
@@ -131,7 +132,7 @@ class UrlStore:
 
     @contextlib.contextmanager
     def hold(self, package: Package) -> Iterator[Path]:
-        holding = self._cache.hold(self._place(package), package.model, package.manifest)
+        holding = self._cache.hold(place_of(package.path), package.model, package.manifest)
         with contextlib.ExitStack() as held:
             with _cache_errors():
                 path = held.enter_context(holding)
@@ -139,19 +140,16 @@ class UrlStore:
 
     def supersede(self, package: Package) -> None:
         with contextlib.suppress(OSError):
-            self._cache.demote(self._place(package))
+            self._cache.demote(place_of(package.path))
 
     def forget(self, package: Package) -> None:
         with contextlib.suppress(OSError):
-            for place in self._cache.versions(package.model, package.variant):
+            for place in self._cache.layout.versions(package.model, package.variant):
                 self._cache.remove(place)
 
     def close(self) -> None:
         self._closed = True
         self._downloader.stop()
-
-    def _place(self, package: Package) -> Place:
-        return self._cache.place_of(package.path)
 
     def _still_wanted(self, _there: int = 0) -> None:
         if self._closed:
@@ -168,7 +166,7 @@ class UrlStore:
 
     def _tokenizer(self, package: Package) -> Path:
         entry = package.manifest.files[TOKENIZER_FILE]
-        place = self._cache.tokenizer(entry.sha256)
+        place = self._cache.layout.tokenizer(entry.sha256)
         while True:
             with self._cache.filling(place, entry.bytes, self._still_wanted) as folder:
                 if folder is not None:
