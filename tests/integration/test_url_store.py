@@ -695,6 +695,7 @@ def test_a_version_that_goes_while_it_is_fetched(world: World) -> None:
     with pytest.raises(PackageReplaced) as caught:
         store.fetch(old)
     assert caught.value.retry_after
+    assert len(world.proxy.about(WEIGHTS_FILE)) == 1  # in vain, but not twice
     assert not list(world.cache.glob("*/packages/*/*"))
     new = store.fetch(store.resolve("a"))  # at once, though the last look is not old
     with store.hold(new) as path:
