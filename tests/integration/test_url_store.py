@@ -469,6 +469,10 @@ def test_a_package_that_is_larger_than_the_cache_fails_at_once(world: World) -> 
         store.fetch(store.resolve("large"))
     assert not world.proxy.about(WEIGHTS_FILE)[1:]
     assert store.resolve("small").local
+    # Nor does it fit without its tokenizer.
+    world.publish("wordy", size=1000, files={TOKENIZER_FILE: b"x" * (SIZE // 2)})
+    with pytest.raises(ModelTooLarge):
+        store.fetch(store.resolve("wordy"))
 
 
 @pytest.fixture

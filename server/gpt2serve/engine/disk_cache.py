@@ -166,6 +166,14 @@ class DiskCache:
         lock.set_time(self._wall())
         lock.release()
 
+    def check_fits(self, size: int) -> None:
+        """Raises `ModelTooLarge` if so many bytes can never be in the cache together."""
+        if size > self._size:
+            raise ModelTooLarge(
+                f"The package has {size:,} bytes and the disk cache may hold {self._size:,}; "
+                "raise --disk-cache-bytes."
+            )
+
     def publish(self, place: Place, file: str | None = None) -> None:
         """Move what was filled, or one file of it, to its place."""
         if file is None:
@@ -204,11 +212,7 @@ class DiskCache:
 
     def _stage(self, place: Place, size: int) -> None:
         """Make room, and the staging folder in the same breath: others count it from now on."""
-        if size > self._size:
-            raise ModelTooLarge(
-                f"The package has {size:,} bytes and the disk cache may hold {self._size:,}; "
-                "raise --disk-cache-bytes."
-            )
+        self.check_fits(size)
         with locked(self._folder_lock):
             entries = [
                 entry for entry in self.layout.entries(self._sizes) if entry.name != str(place.lock)

@@ -115,14 +115,15 @@ class UrlStore:
         raw = encode_manifest(manifest)
         total = sum(entry.bytes for entry in manifest.files.values())
 
+        size = total + len(raw) + OVERHEAD
+        # The tokenizer counts in its own place too.
+        self._cache.check_fits(size + manifest.files[TOKENIZER_FILE].bytes)
+
         def waiting(there: int) -> None:
             self._still_wanted()
             progress(min(there, total), total)
 
-        with (
-            _cache_errors(),
-            self._cache.filling(place, total + len(raw) + OVERHEAD, waiting) as folder,
-        ):
+        with _cache_errors(), self._cache.filling(place, size, waiting) as folder:
             if folder is not None:
                 self._fill(package, folder, lambda done: progress(done, total))
                 self._cache.with_room(lambda: (folder / MANIFEST_FILE).write_bytes(raw), len(raw))
