@@ -26,6 +26,7 @@ from gpt2serve.engine import object_store
 from gpt2serve.engine.store import PAUSE, ModelStore, Package
 from gpt2serve.errors import (
     CorruptPackage,
+    EngineClosed,
     ModelNotFound,
     ModelTooLarge,
     ModelUnavailable,
@@ -399,6 +400,24 @@ def test_processes_and_threads_fetch_a_package_once(world: World) -> None:
         assert same_files(Path(output.strip()), published, package)
     assert sum(asked.sent for asked in world.proxy.about(WEIGHTS_FILE)) < SIZE * 1.2
     assert len(world.proxy.about(TOKENIZER_FILE)) == 1
+
+
+def test_closing_ends_fetches_and_those_who_wait_for_them(world: World) -> None:
+    world.publish("a")
+    world.proxy.fail(WEIGHTS_FILE, "stall", after=1_500_000, times=1000)
+    store, other = world.open(), world.open()
+    fetching = in_thread(lambda: store.fetch(store.resolve("a")))
+    wait_until(lambda: any(world.cache.rglob(WEIGHTS_FILE)) and part_size(world) > 1_000_000)
+    seen: list[int] = []
+    waiting = in_thread(lambda: other.fetch(other.resolve("a"), lambda done, _: seen.append(done)))
+    wait_until(lambda: bool(seen))
+    other.close()
+    with pytest.raises(EngineClosed):
+        waiting()
+    store.close()
+    with pytest.raises(EngineClosed):
+        fetching()
+    assert len(world.proxy.about(WEIGHTS_FILE)) == 1
 
 
 # -- room -------------------------------------------------------------------------------------

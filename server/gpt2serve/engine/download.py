@@ -62,6 +62,8 @@ class Downloader:
         failed = 0
         progress(file.size)
         while file.size < entry.bytes:
+            if self._stopped.is_set():
+                raise EngineClosed
             before, problem = file.size, None
             try:
                 stream = self._objects.open(path, file.size, file.etag)
