@@ -17,6 +17,9 @@ from benchmarks.common.measuring import SETTLE_SECONDS, say, undisturbed
 
 Starts = list[dict[str, Any]]
 
+#: From the last token until memory is looked at: what a model takes that is there, and idle.
+REST_SECONDS = 1.5
+
 
 class Rounds:
     """Every subject with each state of the page cache, in turn.
@@ -93,8 +96,10 @@ def _start(subject: Subject, cold_by: str, empty: int) -> dict[str, Any]:
         "phases_ms": {name: _ms(seconds) for name, seconds in started["phases"].items()},
         "resident_bytes": before,
         "read_bytes": page_cache.resident_bytes(subject.files) - before,
-        "loaded_bytes": memory.resident(subject.pid) - empty,
     }
+    if not cold_by:
+        time.sleep(REST_SECONDS)
+    result["loaded_bytes"] = memory.resident(subject.pid) - empty
     subject.stop()
     result["kept_bytes"] = memory.resident(subject.pid) - empty
     if cold_by == DROPPED:

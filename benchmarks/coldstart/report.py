@@ -209,8 +209,10 @@ def _added(results: dict[str, Any], name: str) -> Measured:
 def _memory(results: dict[str, Any]) -> str:
     text = (
         "Resident memory of the process beyond what it had before its first model, mapped files "
-        "included: with the model, after its last token; and after it was let go. What is kept, a "
-        "next load need not ask the system for."
+        "included: with the model, a second and a half after its last token; and after it was let "
+        "go. "
+        "What is kept, a next load need not ask the system for. A model of gpt2serve's that is at "
+        "work has up to 39 MB more, of its embedding, mapped from the file: the page cache's."
     )
     rows = []
     for name in systems(results):

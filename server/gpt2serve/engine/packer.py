@@ -83,6 +83,10 @@ class Packer:
         resting = _Resting(self._clock(), weakref.ref(runner), runner.runs)
         self._thread.do(partial(self._resting.append, resting))
 
+    def drop_pages(self, runner: Runner) -> None:
+        """The model has read most of its file for the last time; what it still reads comes back."""
+        self._thread.do(runner.drop_pages)
+
     def _pack(self, key: str, runner: Runner, alone: bool) -> None:  # noqa: FBT001
         started, before = self._clock(), heap_in_use()
         try:

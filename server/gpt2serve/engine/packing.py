@@ -60,6 +60,7 @@ class Packing:
             worker.runner.stay_unpacked()
         else:
             worker.runner.use(result.form)
+            self._packer.drop_pages(worker.runner)
             self._cache.resize(result.key, result.size)
         worker.tell_packed()
         self._cache.release(result.key, self._clock())

@@ -176,6 +176,8 @@ class MappedFile:
         with path.open("rb") as file:
             self._map = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
             self._identity = _identity(os.fstat(file.fileno()))
+        # All of it will be read soon: in one go, not in the order in which a step comes by.
+        self._map.madvise(mmap.MADV_WILLNEED)
         self.address = np.frombuffer(self._map, np.uint8).ctypes.data
 
     def is_current(self) -> bool:
