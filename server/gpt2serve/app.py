@@ -17,7 +17,9 @@ from litestar import Litestar, MediaType, Router
 from litestar.datastructures import State
 from litestar.openapi import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin
+from litestar.openapi.spec import Components, SecurityScheme
 
+from gpt2serve.api.admin import SECURITY_SCHEME
 from gpt2serve.api.problems import problem_response
 from gpt2serve.api.router import build_router
 from gpt2serve.api.service import Service
@@ -50,6 +52,9 @@ def create_app(
     Without any of them the environment decides. An engine that is handed in is started, but
     neither drained nor closed at the end; make it with `Engine(..., observer=metrics)` and hand
     the same `metrics` in, and `/metrics` shows what happens inside it too.
+
+    As the ASGI lifespan has it, a server accepts requests once the models to be loaded at start
+    are there, and does not start if one of them cannot be loaded.
     """
     if sum(given is not None for given in (store, settings, engine)) > 1:
         raise SettingsError("Give create_app a store, or settings, or an engine: one of them.")
@@ -58,7 +63,8 @@ def create_app(
     if settings is None and engine is None:
         settings, from_environment = settings_from_environment()
         server_settings = server_settings or from_environment
-    metrics = metrics or Metrics()
+    server_settings = server_settings or ServerSettings()
+    metrics = metrics or Metrics(model_labels=server_settings.model_metrics)
     owned = engine is None
     engine = engine or Engine(settings=settings, observer=metrics)
     service = _service(engine, server_settings, metrics, log)
@@ -66,7 +72,7 @@ def create_app(
         route_handlers=[build_router(service)],
         lifespan=[_engine_lifespan(service, owned=owned)],
         exception_handlers={Exception: problem_response},
-        openapi_config=_openapi(),
+        openapi_config=_openapi(admin=service.admin_key is not None),
         # Litestar would log on its own, globally; the exchange's line is the log.
         logging_config=None,
         state=State({_STATE_KEY: service}),
@@ -82,7 +88,9 @@ def create_router(
     log: Any = None,
 ) -> Router:
     """The routes for a Litestar app of yours. The engine is yours too: start and close it."""
-    return build_router(_service(engine, server_settings, metrics or Metrics(), log), path)
+    server_settings = server_settings or ServerSettings()
+    metrics = metrics or Metrics(model_labels=server_settings.model_metrics)
+    return build_router(_service(engine, server_settings, metrics, log), path)
 
 
 def service_of(app: Litestar) -> Service:
@@ -95,17 +103,16 @@ def service_of(app: Litestar) -> Service:
 _STATE_KEY = "gpt2serve"
 
 
-def _service(
-    engine: Engine, settings: ServerSettings | None, metrics: Metrics, log: Any
-) -> Service:
-    settings = settings or ServerSettings()
+def _service(engine: Engine, settings: ServerSettings, metrics: Metrics, log: Any) -> Service:
     return Service(engine, settings, metrics, log or create_logger(settings.log_format))
 
 
 def _engine_lifespan(service: Service, *, owned: bool) -> _Lifespan:
     @asynccontextmanager
     async def lifespan(_app: Litestar) -> AsyncIterator[None]:
-        await service.start()
+        service.begin()
+        if not service.opens_at_once:
+            await service.started()
         try:
             yield
         finally:
@@ -115,12 +122,14 @@ def _engine_lifespan(service: Service, *, owned: bool) -> _Lifespan:
     return lifespan
 
 
-def _openapi() -> OpenAPIConfig:
+def _openapi(*, admin: bool) -> OpenAPIConfig:
+    keys = {SECURITY_SCHEME: SecurityScheme(type="http", scheme="bearer")} if admin else None
     return OpenAPIConfig(
         title="gpt2serve",
         version=version(),
         description="Many fine-tuned GPT-2 models, served from one process.",
         path="/schema",
+        components=Components(security_schemes=dict(keys) if keys else None),
         # JSON only: the pages that litestar could show load their scripts from a CDN.
         render_plugins=[JsonRenderPlugin(path=["/", "/openapi.json"], media_type=MediaType.JSON)],
     )

@@ -55,6 +55,9 @@ OPTIONS: dict[str, tuple[str, str]] = {
     "log_format": ("FORMAT", "auto is console on a terminal and json elsewhere"),
     "max_body_bytes": ("SIZE", "largest request body"),
     "drain_seconds": ("SECONDS", "after SIGTERM, time for running requests to end"),
+    "admin_key": ("KEY", "offer /admin to who sends this key; ps shows it, so better not here"),
+    "admin_key_file": ("FILE", "file with the admin key; read once, at start"),
+    "model_metrics": ("N", "count the first N models that are used one by one; at most 1000"),
 }
 
 _SHOWN_DEFAULTS = {
@@ -86,12 +89,19 @@ examples:
 SIGTERM or Ctrl-C: running requests end, new ones are refused, then the process exits with
 status 0. A second signal aborts what still runs. Status 1: the server could not start;
 status 2: an option is wrong.
+
+The port opens at once and /healthz answers 200; /readyz answers 503 until the models of
+--preload and --pin are loaded. If one of them cannot be, the process ends with status 1.
 """
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of the console script; returns the exit status."""
-    given = {key: value for key, value in vars(build_parser().parse_args(argv)).items() if value}
+    given = {
+        key: value
+        for key, value in vars(build_parser().parse_args(argv)).items()
+        if value is not None
+    }
     try:
         engine, server = read_settings(given, environment())
     except SettingsError as error:
@@ -117,12 +127,10 @@ async def _serve(engine: EngineSettings, server: ServerSettings) -> int:
     with listener:
         try:
             app = create_app(settings=engine, server_settings=server)
-            service = service_of(app)
-            await service.start()
+            await serve(app, service_of(app), listener)
         except Gpt2ServeError as error:
             wrong_option = isinstance(error, SettingsError)
             return _fail(str(error), EXIT_USAGE if wrong_option else EXIT_FAILED)
-        await serve(app, service, listener)
     return 0
 
 

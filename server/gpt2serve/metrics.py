@@ -3,10 +3,15 @@
 Counters and histograms are fed as things happen: HTTP requests by the API, everything else by
 the engine, whose observer a `Metrics` is. Gauges are read from the engine's snapshot at scrape
 time. No label takes a value that a client can choose.
+
+With `model_labels` N, some counters have the label `model`: the first N models that are used keep
+one each until the end, as a label that changed its meaning would spoil every rate; all others
+share `other`. The engine only speaks of models that are in its store.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -20,6 +25,7 @@ from gpt2serve.engine.observer import EngineStats, RequestSummary, StepKind
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 
 _PREFIX = "gpt2serve_"
+_OTHER = "other"
 _LONG = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 _SHORT = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 _PER_TOKEN = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.25, 1)
@@ -35,9 +41,6 @@ _GAUGES = {
     "model_cache_used_bytes": ("model_cache_used_bytes", "Memory taken by loaded models."),
     "model_cache_limit_bytes": ("model_cache_limit_bytes", "Memory that models may take."),
     "models_resident": ("models_resident", "Models in memory."),
-    "models_fetching": ("models_fetching", "Models on their way from the store to the disk."),
-    "leases": ("model_leases", "Requests and others that use a model or wait for it."),
-    "disk_cache_used_bytes": ("disk_cache_used_bytes", "Packages in the disk cache."),
     "oldest_load_wait": ("oldest_load_wait_seconds", "Age of the oldest unfinished load."),
 }
 
@@ -45,10 +48,11 @@ _GAUGES = {
 class Metrics:
     """All metrics of one app, and the observer of its engine. Thread-safe."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, model_labels: int = 0) -> None:
         self._registry = _Registry()
         self._watched = False
-        count, time = self._counter, self._histogram
+        self._models = _ModelLabels(model_labels)
+        count, time, by_model = self._counter, self._histogram, self._model_counter
         self._http = count(
             "http_requests", "HTTP requests by route, status and code.", ("route", "status", "code")
         )
@@ -56,22 +60,25 @@ class Metrics:
             "http_request_duration_seconds", "From head to last byte.", _LONG, ("route",)
         )
         # A label in place of one counter each for success and failure: ratios stay one query.
-        self._requests = count("requests", "Generation requests that ended.", ("code",))
+        self._requests = by_model("requests", "Generation requests that ended.", ("code",))
         self._request_seconds = time("request_duration_seconds", "From submit to end.", _LONG)
         self._queue = time("queue_seconds", "Waiting for a place in the batch.", _SHORT)
         self._load_wait = time("load_wait_seconds", "A request's wait for its model.", _SHORT)
         self._first = time("time_to_first_token_seconds", "From submit to first token.", _SHORT)
         self._token = time("time_per_output_token_seconds", "Between two tokens.", _PER_TOKEN)
         self._prompt_tokens = count("prompt_tokens", "Tokens of prompts.")
-        self._output_tokens = count("generation_tokens", "Tokens generated.")
+        self._output_tokens = by_model("generation_tokens", "Tokens generated.")
         self._generations = count("generations", "Sequences that ended.", ("finish_reason",))
         self._batch = time("batch_size", "Rows of an engine step.", _BATCHES, ("kind",))
         self._step = time("step_seconds", "Time of an engine step.", _SHORT, ("kind",))
-        self._hits = count("model_cache_hits", "Requests whose model was in memory.")
-        self._misses = count("model_cache_misses", "Requests whose model was not in memory.")
-        self._loads = count("model_loads", "Loads of models.", ("outcome",))
+        self._hits = by_model("model_cache_hits", "Requests whose model was in memory.")
+        self._misses = by_model("model_cache_misses", "Requests whose model was not in memory.")
+        self._loads = by_model("model_loads", "Loads of models.", ("outcome",))
         self._load_seconds = time("model_load_seconds", "Time of a load that succeeded.", _LONG)
-        self._evictions = count("model_evictions", "Models put out of memory.", ("reason",))
+        self._phase_seconds = time(
+            "model_load_phase_seconds", "Parts of a load that succeeded.", _LONG, ("phase",)
+        )
+        self._evictions = by_model("model_evictions", "Models put out of memory.", ("reason",))
 
     def watch(self, stats: Callable[[], EngineStats]) -> None:
         """Show the engine's snapshot as gauges. One engine per `Metrics`."""
@@ -93,9 +100,9 @@ class Metrics:
 
     def on_request_finished(self, summary: RequestSummary) -> None:
         timing, usage = summary.timing, summary.usage
-        self._requests.labels(summary.error or "ok").inc()
+        self._requests.inc(summary.model, summary.error or "ok")
         self._prompt_tokens.inc(usage.prompt_tokens)
-        self._output_tokens.inc(usage.completion_tokens)
+        self._output_tokens.inc(summary.model, amount=usage.completion_tokens)
         for reason in summary.finish_reasons:
             self._generations.labels(reason).inc()
         if summary.error is not None:
@@ -114,28 +121,62 @@ class Metrics:
         self._batch.labels(kind).observe(rows)
         self._step.labels(kind).observe(seconds)
 
-    def on_model_wanted(self, _model: str, *, hit: bool) -> None:
-        (self._hits if hit else self._misses).inc()
+    def on_model_wanted(self, model: str, *, hit: bool) -> None:
+        (self._hits if hit else self._misses).inc(model)
 
-    def on_fetch(self, _model: str, seconds: float, size: int, *, ok: bool) -> None: ...
-
-    def on_load(self, _model: str, phases: Mapping[str, float], *, ok: bool) -> None:
-        self._loads.labels("ok" if ok else "failed").inc()
+    def on_load(self, model: str, phases: Mapping[str, float], *, ok: bool) -> None:
+        self._loads.inc(model, "ok" if ok else "failed")
         if ok:
             self._load_seconds.observe(sum(phases.values()))
+            for phase, seconds in phases.items():
+                self._phase_seconds.labels(phase).observe(seconds)
 
-    def on_evict(self, _model: str, reason: str) -> None:
-        self._evictions.labels(reason).inc()
+    def on_evict(self, model: str, reason: str) -> None:
+        self._evictions.inc(model, reason)
 
     # -- inside ---------------------------------------------------------------------------
 
     def _counter(self, name: str, text: str, labels: tuple[str, ...] = ()) -> Counter:
         return Counter(_PREFIX + name, text, labels, registry=self._registry)
 
+    def _model_counter(self, name: str, text: str, labels: tuple[str, ...] = ()) -> _ModelCounter:
+        labels = (*labels, "model") if self._models.limit else labels
+        return _ModelCounter(self._counter(name, text, labels), self._models)
+
     def _histogram(
         self, name: str, text: str, buckets: tuple[float, ...], labels: tuple[str, ...] = ()
     ) -> Histogram:
         return Histogram(_PREFIX + name, text, labels, registry=self._registry, buckets=buckets)
+
+
+class _ModelLabels:
+    """Which models have a label of their own. Thread-safe."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self._known: set[str] = set()
+        self._lock = threading.Lock()
+
+    def label(self, model: str) -> str:
+        with self._lock:
+            if model not in self._known:
+                if len(self._known) >= self.limit:
+                    return _OTHER
+                self._known.add(model)
+        return model
+
+
+class _ModelCounter:
+    """A counter that has the label `model`, last, if any model is to have one."""
+
+    def __init__(self, counter: Counter, models: _ModelLabels) -> None:
+        self._counter = counter
+        self._models = models
+
+    def inc(self, model: str, *labels: str, amount: float = 1) -> None:
+        if self._models.limit:
+            labels = (*labels, self._models.label(model))
+        (self._counter.labels(*labels) if labels else self._counter).inc(amount)
 
 
 class _Registry(CollectorRegistry):
@@ -154,6 +195,4 @@ class _Gauges(Collector):
     def collect(self) -> Iterator[Metric]:
         snapshot: Any = self._stats()
         for field, (name, text) in _GAUGES.items():
-            value = getattr(snapshot, field)
-            if value is not None:
-                yield GaugeMetricFamily(_PREFIX + name, text, value=value)
+            yield GaugeMetricFamily(_PREFIX + name, text, value=getattr(snapshot, field))

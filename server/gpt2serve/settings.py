@@ -7,6 +7,7 @@ command line wins over the environment, the environment over the default.
 
 from __future__ import annotations
 
+import hmac
 import math
 import os
 import re
@@ -26,6 +27,41 @@ _UNITS = {"": 1, "B": 1}
 _UNITS |= {f"{prefix}iB": 1024**power for power, prefix in enumerate("KMGT", start=1)}
 _UNITS |= {f"{prefix}B": 1000**power for power, prefix in enumerate("kMGT", start=1)}
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z%]*)\s*")
+
+
+#: Fewer characters can be guessed.
+SHORTEST_ADMIN_KEY = 16
+MOST_MODEL_METRICS = 1000
+
+
+class Secret:
+    """A text that no log line and no traceback shows."""
+
+    __slots__ = ("_text",)
+    __hash__ = None  # type: ignore[assignment]
+
+    def __init__(self, text: str) -> None:
+        if not isinstance(text, str):
+            raise TypeError("a secret must be a text")
+        self._text = text
+
+    def __len__(self) -> int:
+        return len(self._text)
+
+    def __repr__(self) -> str:
+        return "Secret(...)"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Secret) and self.matches(other._text)
+
+    def matches(self, text: str) -> bool:
+        """Whether `text` is the secret, in a time that does not tell how much of it is right."""
+        return hmac.compare_digest(self._text.encode(), text.encode())
+
+    @property
+    def sendable(self) -> bool:
+        """Whether it can stand in a header: visible ASCII, no spaces."""
+        return all("!" <= character <= "~" for character in self._text)
 
 
 class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -78,6 +114,12 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     max_body_bytes: int = 1024 * 1024
     #: After SIGTERM, running requests have this long to end.
     drain_seconds: float = 45.0
+    #: What `/admin` wants to see. Without it, and without a file, there is no `/admin`.
+    admin_key: Secret | None = None
+    #: The same in a file, which is read once, when the app is made.
+    admin_key_file: Path | None = None
+    #: So many models, the first that are used, get a `model` label of their own in the metrics.
+    model_metrics: int = 0
 
 
 def parse_size(text: str, *, total_memory: int | None = None) -> int:
@@ -191,9 +233,7 @@ def engine_settings(
     if unknown:
         raise SettingsError(f"There is no setting {', '.join(sorted(unknown))}.")
     try:
-        settings = msgspec.convert(
-            values, EngineSettings, strict=False, dec_hook=lambda kind, value: kind(value)
-        )
+        settings = msgspec.convert(values, EngineSettings, strict=False, dec_hook=_made)
     except msgspec.ValidationError as error:
         raise SettingsError(str(error)) from error
     for field, low in (
@@ -229,14 +269,49 @@ def server_settings(
     if unknown:
         raise SettingsError(f"There is no setting {', '.join(sorted(unknown))}.")
     try:
-        settings = msgspec.convert(options, ServerSettings, strict=False)
+        settings = msgspec.convert(options, ServerSettings, strict=False, dec_hook=_made)
     except msgspec.ValidationError as error:
         raise SettingsError(str(error)) from error
     if not 0 <= settings.port <= 65535:
         raise SettingsError("port must be between 0 and 65535.")
     if not 0 <= settings.drain_seconds < math.inf:
         raise SettingsError("drain_seconds must be at least 0.")
+    if not 0 <= settings.model_metrics <= MOST_MODEL_METRICS:
+        raise SettingsError(f"model_metrics must be between 0 and {MOST_MODEL_METRICS}.")
+    if settings.admin_key is not None:
+        read_admin_key(settings)
     return settings
+
+
+def read_admin_key(settings: ServerSettings) -> Secret | None:
+    """The admin key, of the setting or of the file; None if there is to be no `/admin`.
+
+    Raises `SettingsError` if both are given, or if the key or its file cannot be used.
+    """
+    key, path = settings.admin_key, settings.admin_key_file
+    if key is not None and path is not None:
+        raise SettingsError("Give admin_key or admin_key_file, one of them.")
+    origin = "admin_key"
+    if path is not None:
+        origin = f"admin_key_file {path}"
+        try:
+            key = Secret(path.read_text(encoding="utf-8").rstrip("\r\n"))
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or "not UTF-8"
+            raise SettingsError(f"{origin} cannot be read: {reason}.") from error
+    if key is None:
+        return None
+    if len(key) < SHORTEST_ADMIN_KEY:
+        raise SettingsError(
+            f"{origin}: the key has {len(key)} characters and needs {SHORTEST_ADMIN_KEY} or more; "
+            "`openssl rand -hex 32` makes one."
+        )
+    if not key.sendable:
+        raise SettingsError(
+            f"{origin}: the key must be of ASCII letters, digits and signs, without spaces; "
+            "`openssl rand -hex 32` makes one."
+        )
+    return key
 
 
 def settings_from_texts(
@@ -281,8 +356,11 @@ def _from_text(name: str, kind: Any, text: str | Sequence[str]) -> Any:
         return parse_size(text)
     if get_origin(kind) is tuple:
         return tuple(part.strip() for part in text.split(",") if part.strip())
+    for made in (Secret, Path):
+        if made in get_args(kind):  # convert would make None of the text "null"
+            return made(text)
     try:
-        return msgspec.convert(text, kind, strict=False, dec_hook=lambda type_, value: type_(value))
+        return msgspec.convert(text, kind, strict=False, dec_hook=_made)
     except msgspec.ValidationError as error:
         wanted = _WANTED.get(kind) or "one of " + ", ".join(choices(kind))
         raise SettingsError(f"{text!r} is not {wanted}.") from error
@@ -295,6 +373,11 @@ def choices(kind: Any) -> tuple[str, ...]:
     """The texts that a field of this type can have: ("cpu", "cuda") of a Literal, else ()."""
     parts = [get_args(part) or (part,) for part in get_args(kind)]
     return tuple(text for part in parts for text in part if isinstance(text, str))
+
+
+def _made(kind: Any, value: Any) -> Any:
+    """What msgspec asks for types that are not its own: `Path` and `Secret`."""
+    return value if isinstance(value, kind) else kind(value)
 
 
 def _bytes(size: int | str) -> int:

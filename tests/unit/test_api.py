@@ -3,164 +3,33 @@
 from __future__ import annotations
 
 import asyncio
-import io
-import json
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+import threading
+from collections.abc import AsyncIterator
 from typing import Any
 
-import httpx
 import pytest
 from litestar import Litestar
 
 from gpt2serve import errors
-from gpt2serve.app import create_app, create_router
-from gpt2serve.engine.engine import ModelStatus
-from gpt2serve.engine.events import Done, Generation, Timing, Token, TokenEvent, Usage
-from gpt2serve.engine.observer import EngineStats
-from gpt2serve.engine.stream import Delivery, TokenStream
-from gpt2serve.logs import create_logger
-from gpt2serve.package import (
-    WEIGHTS_FILE,
-    Dimensions,
-    FileEntry,
-    GenerationDefaults,
-    KVLayout,
-    Manifest,
-    ModelCard,
-    Source,
+from gpt2serve.app import create_router, service_of
+from gpt2serve.engine.events import Token
+from gpt2serve.engine.stream import Delivery
+from tests.unit.api_support import (
+    DONE,
+    GOOD,
+    PROMPT,
+    STEPS,
+    TEXT,
+    FakeEngine,
+    RawClient,
+    Served,
+    assert_problem,
+    ending,
+    frames,
+    lifespan,
+    send,
+    with_client,
 )
-from gpt2serve.settings import ServerSettings
-
-PROMPT, TEXT = "a secret prompt", "a secret answer"
-GOOD = {"model": "me/model", "prompt": PROMPT}
-
-MANIFEST = Manifest(
-    format_revision=1,
-    id="me/model",
-    target="cpu",
-    precision="int8",
-    source=Source(name="/home/somebody/checkpoint", sha256="0" * 64, exporter_version="0"),
-    dimensions=Dimensions(
-        vocab_size=10, context_length=8, layers=1, heads=1, head_size=4, inner_size=16
-    ),
-    bos_token_id=0,
-    eos_token_ids=(0,),
-    inputs=(),
-    outputs=(),
-    kv=KVLayout(),
-    generation_defaults=GenerationDefaults(),
-    card=ModelCard(title="Me"),
-    bytes_needed=10,
-    files={WEIGHTS_FILE: FileEntry(bytes=1, sha256="ab" * 32)},
-)
-
-
-def token(index: int, text: str) -> TokenEvent:
-    return TokenEvent(index, Token(7, text, -0.5))
-
-
-def ending(index: int, details: tuple[Token, ...] | None = None) -> Generation:
-    return Generation(
-        index=index, text=TEXT, finish_reason="eos", tokens=2, seed=9 + index, details=details
-    )
-
-
-DONE = Done(
-    usage=Usage(prompt_tokens=4, completion_tokens=4),
-    timing=Timing(queue_ms=1.0, load_ms=2.0, prefill_ms=3.0, decode_ms=4.0),
-)
-STEPS = [
-    Delivery([token(0, "a "), token(1, "a ")]),
-    Delivery([token(0, "x"), ending(0)]),
-    Delivery([token(1, "y"), ending(1), DONE]),
-]
-
-
-@dataclass
-class FakeEngine:
-    """Plays `steps` to every request. With `wait`, holds back what comes after the first."""
-
-    steps: list[Delivery] = field(default_factory=lambda: list(STEPS))
-    fails: Exception | None = None
-    refuses: Exception | None = None
-    held_from: int | None = None
-    alive: bool = True
-    cancelled: int = 0
-    closed: int = 0
-    given: list[Any] = field(default_factory=list)
-
-    def start(self) -> None: ...
-
-    def close(self) -> None:
-        self.closed += 1
-
-    def prepare(self, model: str, prompt: str, params: Any) -> Any:
-        if self.fails is not None:
-            raise self.fails
-        self.given.append((model, prompt, params))
-        return model
-
-    def submit(self, request: Any, *, wants_tokens: bool) -> TokenStream:
-        if self.refuses is not None:
-            raise self.refuses
-        self.given.append(wants_tokens)
-        stream = TokenStream(request, self._cancelled)
-        for delivery in self.steps[: self.held_from]:
-            asyncio.get_running_loop().call_soon(stream.receive, delivery)
-        return stream
-
-    def _cancelled(self) -> None:
-        self.cancelled += 1
-
-    def list_models(self, *, after: str = "", limit: int = 100) -> list[ModelStatus]:
-        ids = [name for name in ("a", "b/c", "d") if name > after]
-        return [ModelStatus(id=name, state="cold", bytes=5) for name in ids[:limit]]
-
-    def describe(self, model: str) -> Manifest:
-        if model != "me/model":
-            raise errors.ModelNotFound(model)
-        return MANIFEST
-
-    async def ping(self, timeout: float) -> bool:
-        return self.alive
-
-    async def drain(self, timeout: float) -> bool:
-        return True
-
-    def stats(self) -> EngineStats:
-        return EngineStats(requests_running=3)
-
-
-class Served:
-    """An app over a fake engine, with its log."""
-
-    def __init__(self, engine: FakeEngine | None = None, **settings: Any) -> None:
-        self.engine: Any = engine or FakeEngine()
-        self.output = io.StringIO()
-        self.app = create_app(
-            engine=self.engine,
-            server_settings=ServerSettings(**settings),
-            log=create_logger("json", self.output),
-        )
-
-    @property
-    def log(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self.output.getvalue().splitlines()]
-
-    def request(self, method: str, path: str, **options: Any) -> httpx.Response:
-        return asyncio.run(send(self.app, method, path, **options))
-
-    def generate(self, **fields: Any) -> httpx.Response:
-        return self.request("POST", "/generate", json=GOOD | fields)
-
-
-async def send(app: Any, method: str, path: str, **options: Any) -> httpx.Response:
-    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-    async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:
-        return await client.request(method, path, **options)
-
 
 # -- what is accepted -------------------------------------------------------------------------
 
@@ -171,6 +40,7 @@ def test_answer_has_the_documented_shape() -> None:
     assert answer.status_code == 200
     assert answer.json() == {
         "model": "me/model",
+        "model_version": "ab" * 8,
         "generations": [
             {"text": TEXT, "finish_reason": "eos", "tokens": 2, "seed": 9},
             {"text": TEXT, "finish_reason": "eos", "tokens": 2, "seed": 10},
@@ -220,18 +90,6 @@ def test_stop_is_a_string_or_a_list(stop: Any, expected: tuple[str, ...]) -> Non
 
 
 # -- what is refused --------------------------------------------------------------------------
-
-
-def assert_problem(answer: httpx.Response, status: int, code: str) -> dict[str, Any]:
-    assert answer.status_code == status
-    assert answer.headers["content-type"] == "application/problem+json"
-    problem: dict[str, Any] = answer.json()
-    assert problem["status"] == status
-    assert problem["code"] == code
-    assert problem["type"] == f"urn:gpt2serve:error:{code}"
-    assert problem["title"]
-    assert problem["detail"]
-    return problem
 
 
 @pytest.fixture(scope="module")
@@ -332,7 +190,8 @@ def test_large_body_is_413(chunked: bool) -> None:
         (errors.CorruptPackage("/srv/secret: bad"), 503, "corrupt_package", None),
         (errors.UnknownRevision("/srv/secret: 9"), 503, "unknown_package_revision", None),
         (errors.ModelTooLarge("too large"), 503, "model_too_large", None),
-        (errors.ModelLoadFailed("broken", retry_after=3.2), 503, "model_load_failed", "4"),
+        (errors.ModelLoadFailed("/srv/secret", retry_after=3.2), 503, "model_load_failed", "4"),
+        (errors.StoreUnavailable("s3://secret", retry_after=2), 503, "store_unavailable", "2"),
         (errors.Overloaded("busy", retry_after=0.1), 429, "overloaded", "1"),
         (errors.EngineClosed(), 503, "draining", "5"),
         (errors.RequestAborted("aborted"), 503, "aborted", None),
@@ -357,8 +216,8 @@ def test_errors_become_problems(
     assert problem.get("field") == {422: "prompt", 404: "model"}.get(status)
     (line,) = served.log
     assert (line["status"], line["code"]) == (status, code)
-    if status == 500:  # the operator learns what the client does not
-        assert "secret" in line["exception"]
+    if "secret" in str(error):  # the operator learns what the client does not
+        assert "secret" in line["exception" if status == 500 else "error"]
 
 
 def test_unknown_address_and_method() -> None:
@@ -372,12 +231,6 @@ def test_unknown_address_and_method() -> None:
 # -- streaming --------------------------------------------------------------------------------
 
 
-def frames(text: str) -> list[Any]:
-    assert text.endswith("\n\n")
-    datas = [frame.removeprefix("data: ") for frame in text[:-2].split("\n\n")]
-    return [data if data == "[DONE]" else json.loads(data) for data in datas]
-
-
 def test_stream_has_the_documented_frames() -> None:
     served = Served()
     answer = served.generate(stream=True)
@@ -388,6 +241,7 @@ def test_stream_has_the_documented_frames() -> None:
     assert first == {"index": 0, "token": {"id": 7, "text": "a ", "logprob": -0.5}}
     assert end == {"index": 0, "finish_reason": "eos", "text": TEXT, "tokens": 2, "seed": 9}
     assert last == {
+        "model_version": "ab" * 8,
         "usage": {"prompt_tokens": 4, "completion_tokens": 4},
         "timing": {"queue_ms": 1.0, "load_ms": 2.0, "prefill_ms": 3.0, "decode_ms": 4.0},
     }
@@ -410,70 +264,6 @@ def test_error_after_the_first_token_ends_the_stream_without_done() -> None:
 
 
 # -- a client by hand: httpx buffers answers, this one does not -------------------------------
-
-
-class RawClient:
-    """An ASGI client that sees each chunk as it is sent, and can leave."""
-
-    def __init__(self, app: Any, body: dict[str, Any]) -> None:
-        self.sent: list[Any] = []
-        self._news = asyncio.Event()
-        self._gone = asyncio.Event()
-        self._body: list[bytes] = [json.dumps(body).encode()]
-        self.blocks = False
-        scope = {
-            "type": "http",
-            "asgi": {"version": "3.0", "spec_version": "2.3"},
-            "http_version": "1.1",
-            "method": "POST",
-            "scheme": "http",
-            "path": "/generate",
-            "raw_path": b"/generate",
-            "query_string": b"",
-            "root_path": "",
-            "headers": [(b"content-type", b"application/json")],
-            "client": ("127.0.0.1", 1),
-            "server": ("127.0.0.1", 80),
-        }
-        self.task = asyncio.create_task(app(scope, self._receive, self._send))
-
-    async def _receive(self) -> dict[str, Any]:
-        if self._body:
-            return {"type": "http.request", "body": self._body.pop(), "more_body": False}
-        await self._gone.wait()
-        return {"type": "http.disconnect"}
-
-    async def _send(self, message: Any) -> None:
-        self.sent.append(message)
-        self._news.set()
-        if message["type"] == "http.response.body":
-            if not message.get("more_body"):
-                self._gone.set()
-            elif self.blocks:
-                await asyncio.Event().wait()
-
-    @property
-    def chunks(self) -> list[bytes]:
-        return [m["body"] for m in self.sent if m["type"] == "http.response.body" and m["body"]]
-
-    async def leave(self) -> None:
-        self._gone.set()
-        await asyncio.wait_for(self.task, 5)
-
-    async def until(self, condition: Callable[[], bool]) -> None:
-        while not condition():
-            self._news.clear()
-            await asyncio.wait_for(self._news.wait(), 5)
-
-
-def with_client(
-    served: Served, work: Callable[[RawClient], Awaitable[None]], **fields: Any
-) -> None:
-    async def main() -> None:
-        client = RawClient(served.app, GOOD | fields)
-        await work(client)
-
-    asyncio.run(main())
 
 
 def test_one_chunk_per_step_as_it_comes() -> None:
@@ -558,7 +348,7 @@ def test_one_log_line_without_words(stream: bool) -> None:
     served.generate(stream=stream)
     (line,) = served.log
     assert line["event"] == "generate"
-    assert line["model"] == "me/model"
+    assert (line["model"], line["model_version"]) == ("me/model", "ab" * 8)
     assert line["status"] == 200
     assert line["code"] == "ok"
     assert line["stream"] is stream
@@ -605,12 +395,35 @@ def test_models_come_in_pages() -> None:
     served = Served()
     everything = served.request("GET", "/models").json()
     assert [model["id"] for model in everything["models"]] == ["a", "b/c", "d"]
-    assert everything["models"][0] == {"id": "a", "state": "cold", "bytes": 5}
+    assert everything["models"][0] == {
+        "id": "a",
+        "state": "cold",
+        "bytes": 5,
+        "pinned": False,
+        **dict.fromkeys(("version", "last_used", "error")),
+    }
     assert "next" not in everything
     page = served.request("GET", "/models?limit=2").json()
     assert page["next"] == "b/c"
     rest = served.request("GET", "/models", params={"after": page["next"]}).json()
     assert [model["id"] for model in rest["models"]] == ["d"]
+
+
+def test_list_shows_how_the_server_has_a_model() -> None:
+    served = Served()
+    served.engine.becomes("a", state="fetching", fetched_bytes=3, fetch_total_bytes=9, pinned=True)
+    served.engine.becomes(
+        "b/c", state="resident", version="cd" * 8, last_used=1234.5, leases=2, old_versions=1
+    )
+    served.engine.becomes("d", state="failed", error="s3://secret/d: no such key")
+    answer = served.request("GET", "/models")
+    fetching, resident, failed = answer.json()["models"]
+    assert (fetching["fetched_bytes"], fetching["fetch_total_bytes"]) == (3, 9)
+    assert fetching["pinned"] is True
+    assert (resident["version"], resident["last_used"]) == ("cd" * 8, 1234.5)
+    assert not {"fetched_bytes", "leases", "old_versions"} & set(resident)
+    assert failed["error"]
+    assert "secret" not in answer.text
 
 
 @pytest.mark.parametrize("limit", ["0", "1001", "x"])
@@ -641,6 +454,22 @@ def test_health_and_readiness() -> None:
     assert_problem(answer, 503, "not_ready")
     assert "retry-after" in answer.headers
     assert served.request("GET", "/healthz").status_code == 200
+
+
+def test_not_ready_before_what_is_loaded_at_start_is_there() -> None:
+    served = Served(FakeEngine(may_start=threading.Event()))
+    service = service_of(served.app)
+
+    async def main() -> None:
+        service.begin()
+        assert_problem(await send(served.app, "GET", "/readyz"), 503, "not_ready")
+        assert (await send(served.app, "GET", "/healthz")).status_code == 200
+        assert (await send(served.app, "POST", "/generate", json=GOOD)).status_code == 200
+        served.engine.may_start.set()
+        await service.started()
+        assert (await send(served.app, "GET", "/readyz")).status_code == 200
+
+    asyncio.run(main())
 
 
 def test_not_ready_while_draining() -> None:
@@ -681,12 +510,6 @@ def test_mounted_below_a_prefix(shift: bool) -> None:
 
     answer = asyncio.run(send(parent, "POST", "/gpt2/generate", json=GOOD))
     assert answer.status_code == 200
-
-
-@asynccontextmanager
-async def lifespan(app: Any) -> AsyncIterator[None]:
-    async with app.lifespan():
-        yield
 
 
 def test_an_engine_handed_in_is_not_closed() -> None:

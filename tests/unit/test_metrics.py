@@ -9,9 +9,9 @@ from gpt2serve.engine.observer import EngineStats, RequestSummary
 from gpt2serve.metrics import _GAUGES, Metrics
 
 
-def summary(error: str | None = None) -> RequestSummary:
+def summary(error: str | None = None, model: str = "somebody/some-model") -> RequestSummary:
     return RequestSummary(
-        model="somebody/some-model",
+        model=model,
         error=error,
         finish_reasons=("eos", "length") if error is None else (),
         usage=Usage(prompt_tokens=4, completion_tokens=22),
@@ -62,8 +62,10 @@ def test_engine_events() -> None:
     metrics.on_step("decode", 5, 0.01)
     metrics.on_model_wanted("a", hit=True)
     metrics.on_model_wanted("a", hit=False)
-    metrics.on_load("a", {"map": 0.5}, ok=True)
-    metrics.on_load("a", {"map": 0.1}, ok=False)
+    metrics.on_load(
+        "a", {"fetch": 0.25, "map": 0.125, "pack": 0.0625, "first_run": 0.0625}, ok=True
+    )
+    metrics.on_load("a", {"fetch": 0.1}, ok=False)
     metrics.on_evict("a", "lru")
     found = samples(metrics)
     assert found["batch_size_sum prefill"] == found["batch_size_sum decode"] == 5
@@ -71,6 +73,9 @@ def test_engine_events() -> None:
     assert found["model_cache_hits_total"] == found["model_cache_misses_total"] == 1
     assert found["model_loads_total ok"] == found["model_loads_total failed"] == 1
     assert found["model_load_seconds_sum"] == 0.5
+    assert found["model_load_phase_seconds_sum fetch"] == 0.25
+    assert found["model_load_phase_seconds_sum first_run"] == 0.0625
+    assert found["model_load_phase_seconds_count map"] == 1
     assert found["model_evictions_total lru"] == 1
 
 
@@ -93,6 +98,55 @@ def test_no_model_name_becomes_a_label() -> None:
     metrics = Metrics()
     metrics.on_request_finished(summary())
     assert b"somebody" not in metrics.render()
+
+
+def tell_everything(metrics: Metrics, model: str) -> None:
+    metrics.on_model_wanted(model, hit=True)
+    metrics.on_model_wanted(model, hit=False)
+    metrics.on_load(model, {"map": 0.1}, ok=True)
+    metrics.on_load(model, {"map": 0.1}, ok=False)
+    metrics.on_evict(model, "room")
+    metrics.on_request_finished(summary(model=model))
+    metrics.on_request_finished(summary("generation_failed", model=model))
+
+
+def series(metrics: Metrics) -> list[dict[str, str]]:
+    families = text_string_to_metric_families(metrics.render().decode())
+    return [{"": s.name} | s.labels for family in families for s in family.samples]
+
+
+def test_without_model_labels_there_is_no_such_label() -> None:
+    metrics = Metrics()
+    before = len(series(metrics))
+    for n in range(50):
+        tell_everything(metrics, f"model-{n}")
+    assert not [labels for labels in series(metrics) if "model" in labels]
+    one = Metrics()
+    tell_everything(one, "model-0")
+    assert before < len(series(metrics)) == len(series(one))
+
+
+def test_at_most_so_many_models_have_a_label() -> None:
+    metrics = Metrics(model_labels=10)
+    for n in range(5000):
+        tell_everything(metrics, f"org/model-{n}")
+    labels = [labels["model"] for labels in series(metrics) if "model" in labels]
+    first = [f"org/model-{n}" for n in range(10)]
+    assert set(labels) == {*first, "other"}
+    # Each has the same few series: no histogram is among them.
+    assert {labels.count(model) for model in set(labels)} == {8}
+
+
+def test_labels_keep_their_meaning() -> None:
+    metrics = Metrics(model_labels=2)
+    for model in ("a", "b", "c", "c", "c", "a"):
+        metrics.on_model_wanted(model, hit=True)
+    found = samples(metrics)
+    hits = {model: found[f"model_cache_hits_total {model}"] for model in ("a", "b", "other")}
+    assert hits == {"a": 2, "b": 1, "other": 3}
+    metrics.on_request_finished(summary(model="a"))
+    assert samples(metrics)["requests_total ok a"] == 1
+    assert samples(metrics)["generation_tokens_total a"] == 22
 
 
 def test_two_apps_do_not_share_metrics() -> None:

@@ -28,6 +28,9 @@ class Exchange:
         self.code = "ok"
         self.error: Exception | None = None
         self.model: str | None = None
+        self.model_version: str | None = None
+        #: What `/admin` was asked to do; "" as long as it is unknown. None: another route.
+        self.action: str | None = None
         self.stream = False
         self.client_gone = False
         self.finish_reasons: list[str] = []
@@ -52,6 +55,7 @@ class Exchange:
         self.finish_reasons += reasons
 
     def done(self, end: Done) -> None:
+        self.model_version = end.model_version
         self.numbers = {
             "prompt_tokens": end.usage.prompt_tokens,
             "completion_tokens": end.usage.completion_tokens,

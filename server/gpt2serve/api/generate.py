@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from litestar import Request, Response, post
@@ -16,21 +16,17 @@ from litestar.response import Stream
 
 from gpt2serve.api.bodies import strict_body
 from gpt2serve.api.exchange import Exchange
-from gpt2serve.api.problems import ClientDisconnected, Problem, problem_of
+from gpt2serve.api.problems import Problem, problem_of
 from gpt2serve.api.schemas import GenerateRequest, GenerateResponse, SequenceEnd
 from gpt2serve.api.service import Service
+from gpt2serve.api.streaming import EVENT_STREAM, LAST_FRAME, STREAM_HEADERS, frame, unless_gone
 from gpt2serve.engine.events import Done, Event, Generation
 from gpt2serve.package import check_model_id
 
 if TYPE_CHECKING:
     from gpt2serve.engine.stream import TokenStream
 
-_Result = TypeVar("_Result")
-
 _ENCODER = msgspec.json.Encoder()
-_LAST_FRAME = b"data: [DONE]\n\n"
-#: Proxies must hand each event on at once.
-_STREAM_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
 _PROBLEMS = {
     status: ResponseSpec(Problem, description=text, generate_examples=False)
@@ -53,8 +49,8 @@ _PROBLEMS = {
     description=(
         "With `stream: true` the answer is `text/event-stream`: one `data:` event per token "
         "(`index`, `token`), one as each sequence ends (`index`, `finish_reason`, `text`), one "
-        "with `usage` and `timing`, then `data: [DONE]`. An error after the first byte is a "
-        "`data:` event with `error`, and the stream ends without `[DONE]`."
+        "with `model_version`, `usage` and `timing`, then `data: [DONE]`. An error after the "
+        "first byte is a `data:` event with `error`, and the stream ends without `[DONE]`."
     ),
     responses={
         200: ResponseSpec(
@@ -84,11 +80,13 @@ async def _whole(
     request: Request[Any, Any, Any], stream: TokenStream, exchange: Exchange
 ) -> Response[Any]:
     try:
-        result = await _unless_gone(request, stream.result())
+        result = await unless_gone(request, stream.result())
     finally:
         stream.cancel()
     exchange.finished(generation.finish_reason for generation in result.generations)
-    exchange.done(Done(usage=result.usage, timing=result.timing))
+    exchange.done(
+        Done(model_version=result.model_version, usage=result.usage, timing=result.timing)
+    )
     return Response(_ENCODER.encode(GenerateResponse.of(result)), media_type="application/json")
 
 
@@ -98,14 +96,14 @@ async def _streamed(
     try:
         # The status line goes out before the first frame is asked for: whatever can be refused
         # must be refused here.
-        await _unless_gone(request, stream.started())
+        await unless_gone(request, stream.started())
     except BaseException:
         stream.cancel()
         raise
     return Stream(
         _frames(stream, exchange),
-        media_type="text/event-stream",
-        headers=_STREAM_HEADERS,
+        media_type=EVENT_STREAM,
+        headers=STREAM_HEADERS,
         # If the client goes while a send is blocked, the generator's `finally` waits for the
         # garbage collector, but this runs (litestar #3607). Neither covers every case alone.
         background=BackgroundTask(_release, stream, exchange),
@@ -119,7 +117,7 @@ async def _frames(stream: TokenStream, exchange: Exchange) -> AsyncIterator[byte
     except Exception as error:
         problem = problem_of(error)
         exchange.failed(problem.code, error if problem.status >= 500 else None)
-        yield b"data: " + _ENCODER.encode({"error": problem}) + b"\n\n"
+        yield frame({"error": problem})
     finally:
         stream.cancel()
 
@@ -144,28 +142,5 @@ def encode_events(events: list[Event], exchange: Exchange) -> bytes:
         _ENCODER.encode_into(payload, chunk, -1)
         chunk += b"\n\n"
         if isinstance(event, Done):
-            chunk += _LAST_FRAME
+            chunk += LAST_FRAME
     return bytes(chunk)
-
-
-async def _unless_gone(request: Request[Any, Any, Any], work: Awaitable[_Result]) -> _Result:
-    """The outcome of `work`, unless the client leaves first: then `ClientDisconnected`.
-
-    Litestar does not cancel a handler whose client is gone.
-    """
-    working = asyncio.ensure_future(work)
-    leaving = asyncio.ensure_future(_disconnect(request))
-    try:
-        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            raise ClientDisconnected("The client left before the answer was there.")
-        return working.result()
-    finally:
-        for task in (working, leaving):
-            task.cancel()
-        await asyncio.gather(working, leaving, return_exceptions=True)
-
-
-async def _disconnect(request: Request[Any, Any, Any]) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass

@@ -44,8 +44,10 @@ async def readyz(service: NamedDependency[Service]) -> dict[str, str]:
     """Asks through the engine thread: a server whose thread is stuck must not look healthy."""
     if service.draining:
         raise EngineClosed
+    if service.starting:
+        raise NotReady("The models that are to be there from the start are still being loaded.")
     if not await service.engine.ping(PING_SECONDS):
-        raise NotReady("The engine is still loading models, or does not answer.")
+        raise NotReady("The engine does not answer.")
     return {"status": "ready"}
 
 

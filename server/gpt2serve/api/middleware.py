@@ -39,12 +39,24 @@ class ExchangeMiddleware(ASGIMiddleware):
             self._close(scope, exchange)
 
     def _close(self, scope: Scope, exchange: Exchange) -> None:
-        # The route's template, not the path: what a client writes must not become a label.
-        route = str(scope.get("path_template", ""))
+        route = _route(scope, exchange)
         self._service.metrics.on_http_request(
             route=route, status=exchange.status, code=exchange.code, seconds=exchange.seconds
         )
-        if route.rstrip("/").endswith("/generate"):
+        if exchange.action is not None:
+            self._service.log_admin(exchange)
+        elif route.rstrip("/").endswith("/generate"):
             self._service.log_generate(exchange)
         elif exchange.error is not None:
             self._service.log_failure(exchange)
+
+
+def _route(scope: Scope, exchange: Exchange) -> str:
+    """The route's template, not the path: what a client writes must not become a label."""
+    template = str(scope.get("path_template", ""))
+    if not exchange.action:
+        return template
+    # The template leaves open what is done, and differs between ids of one part and of two.
+    prefix, _, _ = template.rpartition("/admin/models/")
+    last = "" if exchange.action == "show" else f"/{exchange.action}"
+    return f"{prefix}/admin/models/{{id}}{last}"

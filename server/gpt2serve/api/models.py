@@ -10,10 +10,11 @@ from litestar import get
 from litestar.di import NamedDependency
 from litestar.openapi.datastructures import ResponseSpec
 from litestar.params import FromPath, QueryParameter
-from msgspec import UNSET, UnsetType
+from msgspec import UNSET, Meta, UnsetType
 
 from gpt2serve.api.problems import Problem
 from gpt2serve.api.service import Service
+from gpt2serve.engine.engine import ModelStatus
 from gpt2serve.package import (
     Dimensions,
     GenerationDefaults,
@@ -23,14 +24,67 @@ from gpt2serve.package import (
 )
 
 MAX_PAGE = 1000
+#: Instead of the engine's own words, which may name paths and buckets.
+_HIDDEN_ERROR = "The model could not be loaded; the server's log has the reason."
 
 
 class ModelEntry(msgspec.Struct, frozen=True, kw_only=True):
-    """A model of the store. `bytes` is the memory that it takes when it is loaded."""
+    """A model of the store, and how the server has it."""
 
     id: str
-    state: str
-    bytes: int
+    state: Annotated[str, Meta(description="cold, fetching, loading, resident or failed.")]
+    bytes: Annotated[
+        int, Meta(description="Memory that it takes; expected, as long as it is not resident.")
+    ]
+    version: Annotated[str | None, Meta(description="Names the weights; null if unknown.")]
+    last_used: Annotated[
+        float | None, Meta(description="Unix time of the last request; null if there was none.")
+    ]
+    pinned: Annotated[bool, Meta(description="Stays in memory whatever else needs room.")]
+    error: Annotated[str | None, Meta(description="Why the last load failed.")]
+    fetched_bytes: Annotated[
+        int | UnsetType, Meta(description="While fetching: bytes that have come from the store.")
+    ] = UNSET
+    fetch_total_bytes: Annotated[
+        int | UnsetType, Meta(description="While fetching: bytes to come in all.")
+    ] = UNSET
+
+    @classmethod
+    def of(cls, status: ModelStatus) -> ModelEntry:
+        """What everybody may see: not where the models lie."""
+        return cls(**_shared(status), error=None if status.error is None else _HIDDEN_ERROR)
+
+
+class AdminEntry(ModelEntry, frozen=True, kw_only=True):
+    """The same with what concerns only those who have the admin key."""
+
+    leases: Annotated[int, Meta(description="Requests that use it or wait for it.")]
+    old_versions: Annotated[
+        int, Meta(description="Earlier versions in memory, which requests still use.")
+    ]
+
+    @classmethod
+    def of(cls, status: ModelStatus) -> AdminEntry:
+        return cls(
+            **_shared(status),
+            error=status.error,
+            leases=status.leases,
+            old_versions=status.old_versions,
+        )
+
+
+def _shared(status: ModelStatus) -> dict[str, Any]:
+    fetched, total = status.fetched_bytes, status.fetch_total_bytes
+    return {
+        "id": status.id,
+        "state": status.state,
+        "bytes": status.bytes,
+        "version": status.version,
+        "last_used": status.last_used,
+        "pinned": status.pinned,
+        "fetched_bytes": UNSET if fetched is None else fetched,
+        "fetch_total_bytes": UNSET if total is None else total,
+    }
 
 
 class ModelPage(msgspec.Struct, frozen=True, kw_only=True):
@@ -78,7 +132,7 @@ async def list_models(
     found = await asyncio.to_thread(service.engine.list_models, after=after, limit=limit + 1)
     page = found[:limit]
     return ModelPage(
-        models=[ModelEntry(id=model.id, state=model.state, bytes=model.bytes) for model in page],
+        models=[ModelEntry.of(status) for status in page],
         next=page[-1].id if len(found) > limit else UNSET,
     )
 
@@ -92,5 +146,10 @@ async def list_models(
 async def describe_model(
     service: NamedDependency[Service], name: FromPath[str], owner: FromPath[str] = ""
 ) -> ModelInfo:
-    model = check_model_id(f"{owner}/{name}" if owner else name)
+    model = model_id(owner, name)
     return ModelInfo.of(await asyncio.to_thread(service.engine.describe, model))
+
+
+def model_id(owner: str, name: str) -> str:
+    """The id in a path, of one part or of two. Raises `InvalidModelId`."""
+    return check_model_id(f"{owner}/{name}" if owner else name)

@@ -49,6 +49,15 @@ class NotReady(errors.Gpt2ServeError):
     retry_after = 1.0
 
 
+class Unauthorized(errors.Gpt2ServeError):
+    """The same whatever is wrong, so that nobody learns which models there are."""
+
+    code = "unauthorized"
+
+    def __init__(self) -> None:
+        super().__init__("Send the server's admin key as `Authorization: Bearer KEY`.")
+
+
 class Problem(msgspec.Struct, frozen=True, kw_only=True):
     """An error, as RFC 9457 describes it."""
 
@@ -75,6 +84,7 @@ _SEE_LOG = "The server's log has the reason, under this answer's X-Request-Id."
 
 _RULES: tuple[tuple[type[Exception], _Rule], ...] = (
     (MalformedBody, _Rule(400, "The body cannot be read")),
+    (Unauthorized, _Rule(401, "The admin key is missing or wrong")),
     (errors.ModelNotFound, _Rule(404, "Unknown model")),
     (errors.InvalidRequest, _Rule(422, "A value is wrong")),
     (errors.InvalidModelId, _Rule(422, "A value is wrong")),
@@ -84,6 +94,19 @@ _RULES: tuple[tuple[type[Exception], _Rule], ...] = (
     (errors.EngineClosed, _Rule(503, "The server is shutting down")),
     (errors.RequestAborted, _Rule(503, "The generation was aborted")),
     (NotReady, _Rule(503, "The server is not ready")),
+    (
+        errors.StoreUnavailable,
+        _Rule(
+            503,
+            "The model store does not answer",
+            "Models that the server has already are served. Try again later. " + _SEE_LOG,
+        ),
+    ),
+    # Its cause may be anything, and speak of paths.
+    (
+        errors.ModelLoadFailed,
+        _Rule(503, "The model cannot be loaded", "The last try to load it failed. " + _SEE_LOG),
+    ),
     (errors.ModelUnavailable, _Rule(503, "The model cannot be loaded")),
     (
         errors.PackageError,
@@ -153,6 +176,8 @@ def problem_response(request: Request[Any, Any, Any], error: Exception) -> Respo
     problem = problem_of(error)
     exchange = exchange_of(request.scope)
     headers = retry_headers(error)
+    if isinstance(error, Unauthorized):
+        headers["WWW-Authenticate"] = "Bearer"
     if exchange is not None:
         exchange.failed(problem.code, error if problem.status >= 500 else None)
     else:  # no route matched, so no middleware ran
@@ -197,6 +222,7 @@ __all__ = [
     "MalformedBody",
     "NotReady",
     "Problem",
+    "Unauthorized",
     "body_error",
     "problem_of",
     "problem_response",

@@ -6,7 +6,9 @@ from typing import Any
 
 from litestar import Request, Router
 from litestar.di import Provide
+from litestar.types import ControllerRouterHandler
 
+from gpt2serve.api.admin import admin_router
 from gpt2serve.api.exchange import Exchange, exchange_of, open_exchange
 from gpt2serve.api.generate import generate
 from gpt2serve.api.health import healthz, index, metrics, readyz
@@ -22,9 +24,14 @@ def build_router(service: Service, path: str = "/") -> Router:
     def provide_service() -> Service:
         return service
 
+    handlers: list[ControllerRouterHandler] = [
+        *(generate, list_models, describe_model, index, healthz, readyz, metrics)
+    ]
+    if service.admin_key is not None:
+        handlers.append(admin_router(service.admin_key))
     return Router(
         path=path,
-        route_handlers=[generate, list_models, describe_model, index, healthz, readyz, metrics],
+        route_handlers=handlers,
         dependencies={
             "service": Provide(provide_service, sync_to_thread=False),
             "exchange": Provide(_provide_exchange, sync_to_thread=False),

@@ -115,6 +115,9 @@ class GenerateResponse(msgspec.Struct, frozen=True, kw_only=True):
     """The answer to a `GenerateRequest`."""
 
     model: str
+    model_version: Annotated[
+        str, Meta(description="Names the weights that spoke; another one after a new export.")
+    ]
     generations: list[GeneratedText]
     usage: Usage
     timing: Timing
@@ -123,6 +126,7 @@ class GenerateResponse(msgspec.Struct, frozen=True, kw_only=True):
     def of(cls, result: GenerationResult) -> GenerateResponse:
         return cls(
             model=result.model,
+            model_version=result.model_version,
             generations=[_generated(generation) for generation in result.generations],
             usage=result.usage,
             timing=result.timing,

@@ -6,9 +6,9 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 from gpt2serve.api.exchange import Exchange
-from gpt2serve.errors import Gpt2ServeError, StepFailed
+from gpt2serve.errors import EngineClosed, Gpt2ServeError, StepFailed
 from gpt2serve.metrics import Metrics
-from gpt2serve.settings import ServerSettings
+from gpt2serve.settings import ServerSettings, read_admin_key
 
 if TYPE_CHECKING:
     from gpt2serve.engine.engine import Engine
@@ -22,6 +22,13 @@ class Service:
         self.settings = settings
         self.metrics = metrics
         self.log = log
+        #: Raises `SettingsError`. There are no admin routes without it.
+        self.admin_key = read_admin_key(settings)
+        #: Whether models that are to be there from the start are still being loaded.
+        self.starting = False
+        #: Requests may come before they are; then whoever serves waits for `started`.
+        self.opens_at_once = False
+        self._start: asyncio.Task[None] | None = None
         self.draining = False
         self._closed = False
         metrics.watch(engine.stats)
@@ -30,13 +37,26 @@ class Service:
         # Litestar copies routers when they are registered; the copies share one engine.
         return self
 
-    async def start(self) -> None:
-        """Start the engine and wait for what it loads at start. Raises what went wrong."""
+    def begin(self) -> None:
+        """Start the engine in the background. Raises `EngineClosed` after its end."""
+        if self._closed:
+            raise EngineClosed("The engine was closed.")
+        if self._start is None:
+            self.starting = True
+            self._start = asyncio.create_task(self._start_engine())
+
+    async def started(self) -> None:
+        """Wait for what the engine loads at start. Raises what went wrong; it is closed then."""
+        if self._start is not None:
+            await self._start
+
+    async def _start_engine(self) -> None:
         try:
             await asyncio.to_thread(self.engine.start)
         except BaseException:
             await self.close()
             raise
+        self.starting = False
 
     async def drain(self) -> bool:
         """Refuse new generations and wait for the running ones. True if all have ended."""
@@ -59,6 +79,7 @@ class Service:
         log = self.log.bind(
             request_id=exchange.request_id,
             model=exchange.model,
+            model_version=exchange.model_version,
             status=exchange.status,
             code=exchange.code,
             stream=exchange.stream,
@@ -68,6 +89,19 @@ class Service:
             **exchange.numbers,
         )
         _finish(log, "generate", exchange)
+
+    def log_admin(self, exchange: Exchange) -> None:
+        """The one line of a request to `/admin`. Who sent it cannot be told: all have one key."""
+        log = self.log.bind(
+            request_id=exchange.request_id,
+            action=exchange.action,
+            model=exchange.model,
+            status=exchange.status,
+            code=exchange.code,
+            client_gone=exchange.client_gone,
+            duration_ms=round(exchange.seconds * 1e3, 3),
+        )
+        _finish(log, "admin", exchange)
 
     def log_failure(self, exchange: Exchange) -> None:
         log = self.log.bind(

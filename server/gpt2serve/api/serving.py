@@ -1,4 +1,6 @@
-"""uvicorn with a shutdown that cuts no stream.
+"""uvicorn with a start that can be watched and a shutdown that cuts no stream.
+
+The port opens at once; `/readyz` says when the models are there that are loaded at start.
 
 First signal: the engine refuses new requests (503) while the socket stays open, so that
 readiness probes and late clients get an answer; running requests end; then uvicorn closes.
@@ -12,6 +14,7 @@ import contextlib
 import logging
 import signal
 import socket
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -33,7 +36,11 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 async def serve(app: Litestar, service: Service, listener: socket.socket) -> None:
-    """Serve until a signal comes and everything that ran has ended."""
+    """Serve until a signal comes and everything that ran has ended.
+
+    Raises what the engine's start raised, if that failed.
+    """
+    service.opens_at_once = True
     _forward_uvicorn_logs(service.log)
     config = uvicorn.Config(
         app,
@@ -43,23 +50,40 @@ async def serve(app: Litestar, service: Service, listener: socket.socket) -> Non
         server_header=False,
         timeout_graceful_shutdown=_FLUSH_SECONDS,
     )
-    await DrainingServer(config, service).serve(sockets=[listener])
+    server = DrainingServer(config, service)
+    await server.serve(sockets=[listener])
+    if server.start_error is not None:
+        raise server.start_error
 
 
 class DrainingServer(uvicorn.Server):
-    """Drains before it stops listening."""
+    """Ends if the engine cannot start; drains before it stops listening."""
 
     def __init__(self, config: uvicorn.Config, service: Service) -> None:
         super().__init__(config)
         self._service = service
         self._log = service.log
+        self._starting: asyncio.Task[None] | None = None
         self._draining: asyncio.Task[None] | None = None
+        self.start_error: Exception | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started and sockets:
             url = _url(sockets[0])
             self._log.info(f"listening on {url}", url=url)
+            self._starting = asyncio.create_task(self._wait_for_start())
+
+    async def _wait_for_start(self) -> None:
+        begin = time.perf_counter()
+        try:
+            await self._service.started()
+        except Exception as error:
+            if self._draining is None:  # else it is only that the engine was closed
+                self.start_error = error
+                self.should_exit = True
+        else:
+            self._log.info("ready", seconds=round(time.perf_counter() - begin, 3))
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
