@@ -34,7 +34,7 @@ LONG = {
 class Server:
     """`gpt2serve` as a user starts it, on a free port."""
 
-    def __init__(self, store: Path, *options: str) -> None:
+    def __init__(self, store: Path, *options: str, wait: bool = True) -> None:
         command = [sys.executable, "-m", "gpt2serve.cli", "--store", str(store), "--port", "0"]
         command += ["--kv-cache-bytes", "256MiB", *options]
         # Without it the lines of a pipe arrive late.
@@ -44,6 +44,8 @@ class Server:
         first = json.loads(self.process.stdout.readline())
         assert first["event"] == f"listening on {first['url']}"
         self.url: str = first["url"]
+        if wait:
+            assert json.loads(self.process.stdout.readline())["event"] == "ready"
 
     def client(self) -> httpx.Client:
         return httpx.Client(base_url=self.url, timeout=30)
@@ -65,8 +67,8 @@ class Server:
 def serve(sample_store: Path) -> Iterator[Callable[..., Server]]:
     servers: list[Server] = []
 
-    def start(*options: str) -> Server:
-        servers.append(Server(sample_store, *options))
+    def start(*options: str, wait: bool = True) -> Server:
+        servers.append(Server(sample_store, *options, wait=wait))
         return servers[-1]
 
     yield start
@@ -194,6 +196,23 @@ def test_what_outlasts_the_drain_is_told_so(serve: Callable[..., Server], twice:
         *_, last = received
     assert last["error"]["status"] == 503
     assert server.process.wait(timeout=10) == 0
+
+
+def test_sigterm_while_models_are_loaded_at_start(serve: Callable[..., Server]) -> None:
+    server = serve("--preload", MODEL, "--pin", "ronald-reagan", wait=False)
+    status, log = server.stop()
+    assert status == 0
+    assert "draining" in [line["event"] for line in log]
+
+
+def test_model_that_cannot_be_loaded_at_start_ends_the_server(sample_store: Path) -> None:
+    command = [sys.executable, "-m", "gpt2serve.cli", "--store", str(sample_store), "--port", "0"]
+    options = ["--preload", MODEL, "--model-cache-bytes", "1MiB"]
+    done = subprocess.run([*command, *options], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert "gpt2serve: error: " in line
+    assert "--model-cache-bytes" in line
 
 
 def test_overload_is_429_with_retry_after(serve: Callable[..., Server]) -> None:

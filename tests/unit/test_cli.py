@@ -14,6 +14,7 @@ from gpt2serve import cli
 from gpt2serve.errors import SettingsError
 from gpt2serve.settings import (
     EngineSettings,
+    Secret,
     ServerSettings,
     environment,
     settings_from_environment,
@@ -21,7 +22,8 @@ from gpt2serve.settings import (
 
 
 def read(arguments: list[str], variables: dict[str, str]) -> tuple[EngineSettings, ServerSettings]:
-    given = {k: v for k, v in vars(cli.build_parser().parse_args(arguments)).items() if v}
+    options = vars(cli.build_parser().parse_args(arguments))
+    given = {name: value for name, value in options.items() if value is not None}
     return cli.read_settings(given, environment(variables))
 
 
@@ -49,6 +51,8 @@ OTHER_VALUES = {
     "model_cache_bytes": ("3MiB", 3 * 2**20),
     "kv_cache_bytes": ("3MiB", 3 * 2**20),
     "max_body_bytes": ("3MiB", 3 * 2**20),
+    "admin_key": ("null-null-null-null", Secret("null-null-null-null")),
+    "admin_key_file": ("null", Path("null")),
 }
 
 
@@ -93,6 +97,10 @@ def test_list_options_are_repeated() -> None:
         (["--store", "s", "--port", "65536"], {}, "port"),
         (["--store", "s", "--drain-seconds", "nan"], {}, "drain_seconds"),
         (["--store", "s", "--model-cache-bytes", "much"], {}, "--model-cache-bytes"),
+        (["--store", "s", "--model-metrics", "1001"], {}, "model_metrics"),
+        (["--store", "s", "--admin-key", ""], {}, "admin_key"),
+        (["--store", "s", "--admin-key", "null"], {}, "admin_key"),
+        (["--store", "s"], {"GPT2SERVE_ADMIN_KEY": ""}, "admin_key"),
         (["--store", "s"], {"GPT2SERVE_KV_CACHE_BYTES": "101%"}, "GPT2SERVE_KV_CACHE_BYTES"),
         (["--store", "s"], {"GPT2SERVE_DEVICE": "tpu"}, "GPT2SERVE_DEVICE"),
         (["--store", "s"], {"GPT2SERVE_LOG_FORMAT": "xml"}, "GPT2SERVE_LOG_FORMAT"),
@@ -138,6 +146,22 @@ def test_wrong_usage_is_one_line_and_status_2(
     assert cli.main(arguments) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("gpt2serve: error: ")
+
+
+def test_unusable_admin_key_is_one_line_and_status_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "key"
+    file.write_text("hunter2\n")
+    store = ["--store", str(tmp_path), "--port", "0"]
+    for options in (["--admin-key", "hunter2"], ["--admin-key-file", str(file)]):
+        assert cli.main([*store, *options]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert "16" in line
+        assert "hunter2" not in line
+    both = ["--admin-key", "x" * 16, "--admin-key-file", str(file)]
+    assert cli.main([*store, *both]) == 2
+    assert "one of them" in capsys.readouterr().err
 
 
 def test_port_in_use_is_one_line_and_status_1(

@@ -13,11 +13,13 @@ from gpt2serve import settings as module
 from gpt2serve.errors import SettingsError
 from gpt2serve.settings import (
     EngineSettings,
+    Secret,
     ServerSettings,
     engine_settings,
     environment,
     memory_limit,
     parse_size,
+    read_admin_key,
     server_settings,
     settings_from_environment,
     settings_from_texts,
@@ -141,6 +143,14 @@ def test_wrong_engine_values(field: str, value: Any) -> None:
         ("drain_seconds", float("inf")),
         ("drain_seconds", float("nan")),
         ("max_body_bytes", "big"),
+        ("model_metrics", -1),
+        ("model_metrics", 1001),
+        ("admin_key", ""),
+        ("admin_key", "x" * 15),
+        ("admin_key", "with space " * 5),
+        ("admin_key", "naïve" * 5),
+        ("admin_key", "line\n" * 5),
+        ("admin_key", 5),
     ],
 )
 def test_wrong_server_values(field: str, value: Any) -> None:
@@ -153,6 +163,29 @@ def test_unknown_names_are_refused() -> None:
         engine_settings("models", max_quueue=5, **SIZES)
     with pytest.raises(SettingsError, match="prot"):
         server_settings(prot=5)
+
+
+def test_a_secret_shows_itself_to_nobody() -> None:
+    settings = server_settings(admin_key="correct-horse-battery")
+    assert "horse" not in f"{settings} {settings!r} {settings.admin_key}"
+    with pytest.raises(SettingsError) as caught:
+        server_settings(admin_key="correct horse battery")
+    assert "horse" not in str(caught.value)
+    assert settings.admin_key is not None
+    assert settings.admin_key.matches("correct-horse-battery")
+    assert not settings.admin_key.matches("correct-horse-batterz")
+
+
+def test_the_admin_key_is_of_the_setting_or_of_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "key"
+    key = Secret("correct-horse-battery")
+    for ending in ("", "\n", "\r\n"):
+        file.write_bytes(b"correct-horse-battery" + ending.encode())
+        assert read_admin_key(ServerSettings(admin_key_file=file)) == key
+    assert read_admin_key(ServerSettings(admin_key=key)) == key
+    assert read_admin_key(ServerSettings()) is None
+    with pytest.raises(SettingsError, match="one of them"):
+        server_settings(admin_key="correct-horse-battery", admin_key_file=file)
 
 
 # -- the environment --------------------------------------------------------------------------
@@ -203,6 +236,8 @@ def test_every_setting_is_a_variable() -> None:
             "GPT2SERVE_LOG_FORMAT": "json",
             "GPT2SERVE_MAX_BODY_BYTES": "1KiB",
             "GPT2SERVE_DRAIN_SECONDS": "5",
+            "GPT2SERVE_ADMIN_KEY_FILE": "/etc/key",
+            "GPT2SERVE_MODEL_METRICS": "6",
         }
     )
     assert engine == EngineSettings(
@@ -226,11 +261,19 @@ def test_every_setting_is_a_variable() -> None:
         store_refresh=7.5,
     )
     assert server == ServerSettings(
-        host="0.0.0.0", port=80, log_format="json", max_body_bytes=1024, drain_seconds=5.0
+        host="0.0.0.0",
+        port=80,
+        log_format="json",
+        max_body_bytes=1024,
+        drain_seconds=5.0,
+        admin_key_file=Path("/etc/key"),
+        model_metrics=6,
     )
     # No default is left among them, or a variable could be ignored unnoticed.
     for made, plain in ((engine, engine_settings("x", **SIZES)), (server, ServerSettings())):
         for field in msgspec.structs.fields(type(made)):
+            if field.name == "admin_key":  # goes not together with the file
+                continue
             assert getattr(made, field.name) != getattr(plain, field.name), field.name
 
 

@@ -1,0 +1,158 @@
+"""uvicorn for real over a fake engine: what a server does while its engine is still starting."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import os
+import signal
+import socket
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import httpx
+import pytest
+
+from gpt2serve.api.serving import listen, serve
+from gpt2serve.app import create_app, service_of
+from gpt2serve.errors import EngineClosed, ModelNotFound
+from gpt2serve.logs import create_logger
+from tests.unit.api_support import GOOD, FakeEngine
+
+
+class SlowEngine(FakeEngine):
+    """Starts when it is told to, or fails, or is closed before."""
+
+    def __init__(self, start_error: Exception | None = None) -> None:
+        super().__init__(may_start=threading.Event())
+        self._start_error = start_error
+
+    def start(self) -> None:
+        super().start()
+        if self.closed:
+            raise EngineClosed
+        if self._start_error is not None:
+            raise self._start_error
+
+    def let_start(self) -> None:
+        assert self.may_start is not None
+        self.may_start.set()
+
+    def close(self) -> None:
+        super().close()
+        self.let_start()
+
+
+class Running:
+    def __init__(self, engine: Any) -> None:
+        self.engine = engine
+        self.output = io.StringIO()
+        self.app = create_app(engine=engine, log=create_logger("json", self.output))
+        self.listener = listen("127.0.0.1", 0)
+        self.task = asyncio.create_task(serve(self.app, service_of(self.app), self.listener))
+        port = self.listener.getsockname()[1]
+        self.client = httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=10)
+
+    @property
+    def events(self) -> list[str]:
+        return [json.loads(line)["event"] for line in self.output.getvalue().splitlines()]
+
+    async def status(self, path: str) -> int:
+        return (await self.client.get(path)).status_code
+
+    async def until_ready(self) -> None:
+        async with asyncio.timeout(10):
+            while await self.status("/readyz") != 200:
+                pass
+
+    async def ends(self) -> None:
+        await asyncio.wait_for(self.task, 15)
+
+
+@asynccontextmanager
+async def running(engine: FakeEngine) -> AsyncIterator[Running]:
+    server = Running(engine)
+    with server.listener:
+        async with server.client:
+            yield server
+
+
+def test_port_is_open_while_models_are_loaded() -> None:
+    async def main() -> None:
+        async with running(SlowEngine()) as server:
+            answer = await server.client.get("/readyz")
+            assert (answer.status_code, answer.json()["code"]) == (503, "not_ready")
+            assert int(answer.headers["retry-after"]) >= 1
+            assert await server.status("/healthz") == 200
+            answer = await server.client.post("/generate", json=GOOD)
+            assert answer.status_code == 200  # the engine runs
+            assert "ready" not in server.events
+            server.engine.let_start()
+            await server.until_ready()
+            assert server.events.count("ready") == 1
+            os.kill(os.getpid(), signal.SIGTERM)
+            await server.ends()
+            assert server.engine.closed >= 1
+
+    asyncio.run(main())
+
+
+def test_start_that_fails_ends_the_server_with_the_error() -> None:
+    async def main() -> None:
+        async with running(SlowEngine(ModelNotFound("nobody"))) as server:
+            assert await server.status("/healthz") == 200
+            server.engine.let_start()
+            with pytest.raises(ModelNotFound, match="nobody"):
+                await server.ends()
+            assert server.engine.closed >= 1
+            assert "ready" not in server.events
+
+    asyncio.run(main())
+
+
+def test_signal_while_starting_is_no_failure() -> None:
+    async def main() -> None:
+        async with running(SlowEngine()) as server:
+            assert await server.status("/readyz") == 503
+            os.kill(os.getpid(), signal.SIGTERM)
+            await server.ends()
+            assert "draining" in server.events
+            assert "ready" not in server.events
+
+    asyncio.run(main())
+
+
+def test_other_servers_wait_for_the_start() -> None:
+    """The ASGI lifespan is not over before the models are there, and fails if they fail."""
+
+    async def main() -> None:
+        engine: Any = SlowEngine()
+        app = create_app(engine=engine)
+        entered = asyncio.Event()
+
+        async def live() -> None:
+            async with app.lifespan():
+                entered.set()
+
+        task = asyncio.create_task(live())
+        await asyncio.sleep(0.05)
+        assert not entered.is_set()
+        engine.let_start()
+        await asyncio.wait_for(task, 10)
+        assert entered.is_set()
+
+        failing: Any = SlowEngine(ModelNotFound("nobody"))
+        failing.let_start()
+        with pytest.RaisesGroup(ModelNotFound, flatten_subgroups=True):
+            async with create_app(engine=failing).lifespan():
+                raise AssertionError("it must not come to that")
+
+    asyncio.run(main())
+
+
+def test_a_port_that_is_taken_is_an_error() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(OSError, match="in use"):
+        listen("127.0.0.1", taken.getsockname()[1])
