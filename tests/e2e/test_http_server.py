@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -16,79 +15,16 @@ from typing import Any
 import httpx
 import pytest
 
-MODEL = "george-washington"
-PROMPT = "My fellow citizens,"
-SEQUENCES, TOKENS = 32, 240
-#: As much as the sample models' context and the batch allow: seconds of work, so that what a
-#: test does meanwhile comes before the end on a busy machine too.
-LONG = {
-    "model": MODEL,
-    "prompt": PROMPT,
-    "max_new_tokens": TOKENS,
-    "min_new_tokens": TOKENS,
-    "num_return_sequences": SEQUENCES,
-    "do_sample": True,
-}
-
-
-class Server:
-    """`gpt2serve` as a user starts it, on a free port."""
-
-    def __init__(self, store: Path, *options: str, wait: bool = True) -> None:
-        command = [sys.executable, "-m", "gpt2serve.cli", "--store", str(store), "--port", "0"]
-        command += ["--kv-cache-bytes", "256MiB", *options]
-        # Without it the lines of a pipe arrive late.
-        environment = os.environ | {"PYTHONUNBUFFERED": "1"}
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
-        assert self.process.stdout is not None
-        first = json.loads(self.process.stdout.readline())
-        assert first["event"] == f"listening on {first['url']}"
-        self.url: str = first["url"]
-        if wait:
-            assert json.loads(self.process.stdout.readline())["event"] == "ready"
-
-    def client(self) -> httpx.Client:
-        return httpx.Client(base_url=self.url, timeout=30)
-
-    def metric(self, name: str) -> float:
-        with self.client() as client:
-            text = client.get("/metrics").text
-        (line,) = [line for line in text.splitlines() if line.startswith(f"gpt2serve_{name} ")]
-        return float(line.split()[-1])
-
-    def stop(self, number: signal.Signals = signal.SIGTERM) -> tuple[int, list[dict[str, Any]]]:
-        """Exit status and log lines."""
-        self.process.send_signal(number)
-        output, _ = self.process.communicate(timeout=20)
-        return self.process.returncode, [json.loads(line) for line in output.splitlines()]
-
-
-@pytest.fixture
-def serve(sample_store: Path) -> Iterator[Callable[..., Server]]:
-    servers: list[Server] = []
-
-    def start(*options: str, wait: bool = True) -> Server:
-        servers.append(Server(sample_store, *options, wait=wait))
-        return servers[-1]
-
-    yield start
-    for server in servers:
-        server.process.kill()
-        server.process.communicate()
-
-
-def eventually(condition: Callable[[], bool], seconds: float = 10) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.02)
-
-
-def events(lines: Iterator[str]) -> Iterator[Any]:
-    for line in lines:
-        if line:
-            data = line.removeprefix("data: ")
-            yield data if data == "[DONE]" else json.loads(data)
+from tests.e2e.server_support import (
+    LONG,
+    MODEL,
+    PROMPT,
+    SEQUENCES,
+    TOKENS,
+    Server,
+    events,
+    eventually,
+)
 
 
 def test_one_life_of_a_server(serve: Callable[..., Server]) -> None:

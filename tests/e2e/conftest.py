@@ -1,0 +1,24 @@
+"""Fixtures of the tests with server processes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.server_support import Server
+
+
+@pytest.fixture
+def serve(sample_store: Path) -> Iterator[Callable[..., Server]]:
+    servers: list[Server] = []
+
+    def start(*options: str, wait: bool = True) -> Server:
+        servers.append(Server(sample_store, *options, wait=wait))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.process.kill()
+        server.process.communicate()
