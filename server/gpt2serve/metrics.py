@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 from prometheus_client.registry import Collector
 
@@ -41,8 +41,13 @@ _GAUGES = {
     "model_cache_used_bytes": ("model_cache_used_bytes", "Memory taken by loaded models."),
     "model_cache_limit_bytes": ("model_cache_limit_bytes", "Memory that models may take."),
     "models_resident": ("models_resident", "Models in memory."),
+    "models_fetching": ("models_fetching", "Models on their way from the store."),
+    "leases": ("model_leases", "Requests that use a model or wait for one."),
+    "disk_cache_used_bytes": ("disk_cache_used_bytes", "Packages in the disk cache."),
     "oldest_load_wait": ("oldest_load_wait_seconds", "Age of the oldest unfinished load."),
 }
+#: The same of what only grows.
+_TOTALS = {"fetched_bytes": ("fetched_bytes", "What has come from the store, packages only.")}
 
 
 class Metrics:
@@ -73,10 +78,11 @@ class Metrics:
         self._step = time("step_seconds", "Time of an engine step.", _SHORT, ("kind",))
         self._hits = by_model("model_cache_hits", "Requests whose model was in memory.")
         self._misses = by_model("model_cache_misses", "Requests whose model was not in memory.")
+        self._fetches = by_model("model_fetches", "Packages fetched from the store.", ("outcome",))
         self._loads = by_model("model_loads", "Loads of models.", ("outcome",))
         self._load_seconds = time("model_load_seconds", "Time of a load that succeeded.", _LONG)
         self._phase_seconds = time(
-            "model_load_phase_seconds", "Parts of a load that succeeded.", _LONG, ("phase",)
+            "model_load_phase_seconds", "Parts of loads that succeeded.", _LONG, ("phase",)
         )
         self._evictions = by_model("model_evictions", "Models put out of memory.", ("reason",))
 
@@ -123,6 +129,12 @@ class Metrics:
 
     def on_model_wanted(self, model: str, *, hit: bool) -> None:
         (self._hits if hit else self._misses).inc(model)
+
+    # The snapshot has the bytes, and tells them while they come.
+    def on_fetch(self, model: str, seconds: float, size: int, *, ok: bool) -> None:  # noqa: ARG002
+        self._fetches.inc(model, "ok" if ok else "failed")
+        if ok:
+            self._phase_seconds.labels("fetch").observe(seconds)
 
     def on_load(self, model: str, phases: Mapping[str, float], *, ok: bool) -> None:
         self._loads.inc(model, "ok" if ok else "failed")
@@ -194,5 +206,8 @@ class _Gauges(Collector):
 
     def collect(self) -> Iterator[Metric]:
         snapshot: Any = self._stats()
-        for field, (name, text) in _GAUGES.items():
-            yield GaugeMetricFamily(_PREFIX + name, text, value=getattr(snapshot, field))
+        for kind, fields in ((GaugeMetricFamily, _GAUGES), (CounterMetricFamily, _TOTALS)):
+            for field, (name, text) in fields.items():
+                value = getattr(snapshot, field)
+                if value is not None:  # there is no such thing in this engine
+                    yield kind(_PREFIX + name, text, value=value)

@@ -194,7 +194,11 @@ class Served:
         return [json.loads(line) for line in self.output.getvalue().splitlines()]
 
     def request(self, method: str, path: str, **options: Any) -> httpx.Response:
-        return asyncio.run(send(self.app, method, path, **options))
+        async def main() -> httpx.Response:
+            async with asyncio.timeout(20):
+                return await send(self.app, method, path, **options)
+
+        return asyncio.run(main())
 
     def generate(self, **fields: Any) -> httpx.Response:
         return self.request("POST", "/generate", json=GOOD | fields)

@@ -6,7 +6,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from gpt2serve.engine.events import Timing, Usage
 from gpt2serve.engine.observer import EngineStats, RequestSummary
-from gpt2serve.metrics import _GAUGES, Metrics
+from gpt2serve.metrics import _GAUGES, _TOTALS, Metrics
 
 
 def summary(error: str | None = None, model: str = "somebody/some-model") -> RequestSummary:
@@ -73,8 +73,9 @@ def test_engine_events() -> None:
     assert found["model_cache_hits_total"] == found["model_cache_misses_total"] == 1
     assert found["model_loads_total ok"] == found["model_loads_total failed"] == 1
     assert found["model_load_seconds_sum"] == 0.5
-    assert found["model_load_phase_seconds_sum fetch"] == 0.25
-    assert found["model_load_phase_seconds_sum first_run"] == 0.0625
+    assert found["model_load_phase_seconds_sum fetch"] == 0.75
+    assert found["model_load_phase_seconds_sum first_run"] == 0.125
+    assert found["model_fetches_total ok"] == found["model_fetches_total failed"] == 1
     assert found["model_load_phase_seconds_count map"] == 1
     assert found["model_evictions_total lru"] == 1
 
@@ -91,7 +92,18 @@ def test_snapshot_is_read_at_scrape_time() -> None:
 
 
 def test_every_number_of_the_snapshot_is_shown() -> None:
-    assert set(_GAUGES) == set(EngineStats.__struct_fields__)
+    assert {*_GAUGES, *_TOTALS} == set(EngineStats.__struct_fields__)
+
+
+def test_what_the_engine_does_not_have_is_not_shown() -> None:
+    stats = EngineStats(fetched_bytes=7)
+    metrics = Metrics()
+    metrics.watch(lambda: stats)
+    found = samples(metrics)
+    assert found["fetched_bytes_total"] == 7
+    assert "disk_cache_used_bytes" not in found
+    stats = EngineStats(disk_cache_used_bytes=0)
+    assert samples(metrics)["disk_cache_used_bytes"] == 0
 
 
 def test_no_model_name_becomes_a_label() -> None:
@@ -103,6 +115,7 @@ def test_no_model_name_becomes_a_label() -> None:
 def tell_everything(metrics: Metrics, model: str) -> None:
     metrics.on_model_wanted(model, hit=True)
     metrics.on_model_wanted(model, hit=False)
+    metrics.on_fetch(model, 0.1, 9, ok=True)
     metrics.on_load(model, {"map": 0.1}, ok=True)
     metrics.on_load(model, {"map": 0.1}, ok=False)
     metrics.on_evict(model, "room")
@@ -134,7 +147,7 @@ def test_at_most_so_many_models_have_a_label() -> None:
     first = [f"org/model-{n}" for n in range(10)]
     assert set(labels) == {*first, "other"}
     # Each has the same few series: no histogram is among them.
-    assert {labels.count(model) for model in set(labels)} == {8}
+    assert {labels.count(model) for model in set(labels)} == {9}
 
 
 def test_labels_keep_their_meaning() -> None:

@@ -92,7 +92,7 @@ _RULES: tuple[tuple[type[Exception], _Rule], ...] = (
     (ClientDisconnected, _Rule(CLIENT_CLOSED_REQUEST, "The client has left")),
     (errors.StepFailed, _Rule(500, "The generation failed", _SEE_LOG)),
     (errors.EngineClosed, _Rule(503, "The server is shutting down")),
-    (errors.RequestAborted, _Rule(503, "The generation was aborted")),
+    (errors.RequestAborted, _Rule(503, "The request was aborted")),
     (NotReady, _Rule(503, "The server is not ready")),
     (
         errors.StoreUnavailable,
