@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 from prometheus_client.registry import Collector
 
@@ -46,8 +46,6 @@ _GAUGES = {
     "disk_cache_used_bytes": ("disk_cache_used_bytes", "Packages in the disk cache."),
     "oldest_load_wait": ("oldest_load_wait_seconds", "Age of the oldest unfinished load."),
 }
-#: The same of what only grows.
-_TOTALS = {"fetched_bytes": ("fetched_bytes", "What has come from the store, packages only.")}
 
 
 class Metrics:
@@ -79,6 +77,7 @@ class Metrics:
         self._hits = by_model("model_cache_hits", "Requests whose model was in memory.")
         self._misses = by_model("model_cache_misses", "Requests whose model was not in memory.")
         self._fetches = by_model("model_fetches", "Packages fetched from the store.", ("outcome",))
+        self._fetched_bytes = count("fetched_bytes", "What came of packages from the store.")
         self._loads = by_model("model_loads", "Loads of models.", ("outcome",))
         self._load_seconds = time("model_load_seconds", "Time of a load that succeeded.", _LONG)
         self._phase_seconds = time(
@@ -130,9 +129,9 @@ class Metrics:
     def on_model_wanted(self, model: str, *, hit: bool) -> None:
         (self._hits if hit else self._misses).inc(model)
 
-    # The snapshot has the bytes, and tells them while they come.
-    def on_fetch(self, model: str, seconds: float, size: int, *, ok: bool) -> None:  # noqa: ARG002
+    def on_fetch(self, model: str, seconds: float, size: int, *, ok: bool) -> None:
         self._fetches.inc(model, "ok" if ok else "failed")
+        self._fetched_bytes.inc(size)
         if ok:
             self._phase_seconds.labels("fetch").observe(seconds)
 
@@ -206,8 +205,7 @@ class _Gauges(Collector):
 
     def collect(self) -> Iterator[Metric]:
         snapshot: Any = self._stats()
-        for kind, fields in ((GaugeMetricFamily, _GAUGES), (CounterMetricFamily, _TOTALS)):
-            for field, (name, text) in fields.items():
-                value = getattr(snapshot, field)
-                if value is not None:  # there is no such thing in this engine
-                    yield kind(_PREFIX + name, text, value=value)
+        for field, (name, text) in _GAUGES.items():
+            value = getattr(snapshot, field)
+            if value is not None:  # there is no such thing in this engine
+                yield GaugeMetricFamily(_PREFIX + name, text, value=value)

@@ -17,9 +17,9 @@ import msgspec
 
 from gpt2serve import errors
 from gpt2serve.app import create_app
-from gpt2serve.engine.engine import ModelStatus
 from gpt2serve.engine.events import Done, Generation, Timing, Token, TokenEvent, Usage
 from gpt2serve.engine.observer import EngineStats
+from gpt2serve.engine.status import ModelStatus
 from gpt2serve.engine.stream import Delivery, TokenStream
 from gpt2serve.logs import create_logger
 from gpt2serve.package import (

@@ -6,7 +6,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from gpt2serve.engine.events import Timing, Usage
 from gpt2serve.engine.observer import EngineStats, RequestSummary
-from gpt2serve.metrics import _GAUGES, _TOTALS, Metrics
+from gpt2serve.metrics import _GAUGES, Metrics
 
 
 def summary(error: str | None = None, model: str = "somebody/some-model") -> RequestSummary:
@@ -62,10 +62,10 @@ def test_engine_events() -> None:
     metrics.on_step("decode", 5, 0.01)
     metrics.on_model_wanted("a", hit=True)
     metrics.on_model_wanted("a", hit=False)
-    metrics.on_load(
-        "a", {"fetch": 0.25, "map": 0.125, "pack": 0.0625, "first_run": 0.0625}, ok=True
-    )
-    metrics.on_load("a", {"fetch": 0.1}, ok=False)
+    metrics.on_fetch("a", 0.75, 100, ok=True)
+    metrics.on_fetch("a", 9.0, 50, ok=False)
+    metrics.on_load("a", {"map": 0.25, "pack": 0.125, "first_run": 0.125}, ok=True)
+    metrics.on_load("a", {"map": 0.1}, ok=False)
     metrics.on_evict("a", "lru")
     found = samples(metrics)
     assert found["batch_size_sum prefill"] == found["batch_size_sum decode"] == 5
@@ -76,6 +76,7 @@ def test_engine_events() -> None:
     assert found["model_load_phase_seconds_sum fetch"] == 0.75
     assert found["model_load_phase_seconds_sum first_run"] == 0.125
     assert found["model_fetches_total ok"] == found["model_fetches_total failed"] == 1
+    assert found["fetched_bytes_total"] == 150
     assert found["model_load_phase_seconds_count map"] == 1
     assert found["model_evictions_total lru"] == 1
 
@@ -92,16 +93,14 @@ def test_snapshot_is_read_at_scrape_time() -> None:
 
 
 def test_every_number_of_the_snapshot_is_shown() -> None:
-    assert {*_GAUGES, *_TOTALS} == set(EngineStats.__struct_fields__)
+    assert set(_GAUGES) == set(EngineStats.__struct_fields__)
 
 
 def test_what_the_engine_does_not_have_is_not_shown() -> None:
-    stats = EngineStats(fetched_bytes=7)
+    stats = EngineStats()
     metrics = Metrics()
     metrics.watch(lambda: stats)
-    found = samples(metrics)
-    assert found["fetched_bytes_total"] == 7
-    assert "disk_cache_used_bytes" not in found
+    assert "disk_cache_used_bytes" not in samples(metrics)
     stats = EngineStats(disk_cache_used_bytes=0)
     assert samples(metrics)["disk_cache_used_bytes"] == 0
 

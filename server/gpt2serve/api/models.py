@@ -14,7 +14,7 @@ from msgspec import UNSET, Meta, UnsetType
 
 from gpt2serve.api.problems import Problem
 from gpt2serve.api.service import Service
-from gpt2serve.engine.engine import ModelStatus
+from gpt2serve.engine.status import ModelStatus
 from gpt2serve.package import (
     Dimensions,
     GenerationDefaults,
