@@ -6,9 +6,9 @@ import json
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import httpx
 import pytest
@@ -28,6 +28,12 @@ class Operator:
     def __init__(self, server: Server) -> None:
         self.client = server.client()
         self.client.headers["Authorization"] = f"Bearer {KEY}"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.client.close()
 
     def do(self, action: str, model: str, **options: Any) -> httpx.Response:
         return self.client.post(f"/admin/models/{model}/{action}", **options)
@@ -82,8 +88,9 @@ def server(serve: Callable[..., Server], key_file: Path) -> Server:
 
 
 @pytest.fixture
-def operator(server: Server) -> Operator:
-    return Operator(server)
+def operator(server: Server) -> Iterator[Operator]:
+    with Operator(server) as operator:
+        yield operator
 
 
 def test_load_use_unload(server: Server, operator: Operator) -> None:
@@ -143,7 +150,8 @@ def test_unload_waits_for_a_running_stream(server: Server, operator: Operator) -
         next(received)
         unloading = threading.Thread(target=lambda: answers.append(operator.do("unload", MODEL)))
         unloading.start()
-        assert Operator(server).entry(MODEL)["leases"] == 1
+        with Operator(server) as other:
+            eventually(lambda: other.entry(MODEL)["leases"] == 1)
         *_, last, done = received
         assert done == "[DONE]"
         assert (
@@ -173,23 +181,23 @@ def test_a_client_that_leaves_does_not_stop_the_load(server: Server, operator: O
     eventually(lambda: operator.states() == {MODEL: "resident", OTHER: "resident", THIRD: "cold"})
 
 
-def test_pinned_models_stay(serve: Callable[..., Server], sample_store: Path) -> None:
-    # Room for two of the three.
-    manifest = json.loads((sample_store / MODEL / "cpu-int8" / "manifest.json").read_text())
-    room = int(manifest["bytes_needed"] * 2.6)
-    server = serve("--admin-key", KEY, "--model-cache-bytes", str(room))
-    operator = Operator(server)
-    assert operator.done("pin", MODEL)["pinned"] is True
-    for model in (OTHER, THIRD, OTHER):
-        operator.generate(model)
-    assert operator.states() == {MODEL: "resident", OTHER: "resident", THIRD: "cold"}
-    models = operator.client.get("/models").json()["models"]
-    assert [model["id"] for model in models if model["pinned"]] == [MODEL]
-    assert operator.done("unpin", MODEL)["pinned"] is False
-    for model in (OTHER, THIRD):
-        operator.generate(model)
-    assert operator.states()[MODEL] == "cold"
-    assert operator.metrics()["model_evictions_total{reason=room}"] == 3
+def test_pinned_models_stay(serve: Callable[..., Server]) -> None:
+    """What is not used goes soon, but for what is pinned."""
+    server = serve("--admin-key", KEY, "--model-ttl", "0.5")
+    with Operator(server) as operator:
+        assert operator.done("pin", MODEL)["pinned"] is True
+        operator.generate(OTHER)
+        eventually(lambda: operator.states()[OTHER] == "cold")
+        assert operator.states() == {MODEL: "resident", OTHER: "cold", THIRD: "cold"}
+        models = operator.client.get("/models").json()["models"]
+        assert [model["id"] for model in models if model["pinned"]] == [MODEL]
+        assert operator.done("unpin", MODEL)["pinned"] is False
+        eventually(lambda: operator.states()[MODEL] == "cold")
+        metrics = operator.metrics()
+        assert metrics["model_evictions_total{reason=ttl}"] == 2
+        assert metrics["models_resident{}"] == 0
+        assert operator.done("pin", MODEL)["state"] == "resident"
+        assert operator.done("unload", MODEL)["pinned"] is False  # it would come back otherwise
 
 
 def test_who_has_no_key_learns_nothing(server: Server, operator: Operator) -> None:
@@ -197,7 +205,7 @@ def test_who_has_no_key_learns_nothing(server: Server, operator: Operator) -> No
         wrong = [
             client.post(f"/admin/models/{model}/load", headers={"Authorization": f"Bearer {key}"})
             for model in (MODEL, "nobody")
-            for key in ("", "wrong-horse-battery")
+            for key in ("short", "wrong-horse-battery")
         ]
     assert {answer.status_code for answer in wrong} == {401}
     assert len({answer.text for answer in wrong}) == 1
@@ -209,9 +217,9 @@ def test_who_has_no_key_learns_nothing(server: Server, operator: Operator) -> No
 
 
 def test_without_a_key_there_is_nothing(serve: Callable[..., Server]) -> None:
-    operator = Operator(serve())
-    for action in ("load", "unload", "pin", "unpin"):
-        assert operator.do(action, MODEL).json()["code"] == "not_found"
+    with Operator(serve()) as operator:
+        for action in ("load", "unload", "pin", "unpin"):
+            assert operator.do(action, MODEL).json()["code"] == "not_found"
 
 
 def test_labels_are_few_whatever_is_asked_for(server: Server, operator: Operator) -> None:
