@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -483,6 +484,17 @@ def test_pages_of_the_listing_lose_nothing(store: Path, opened: Callable[..., En
             seen += [status.id for status in page]
             assert len(seen) <= len(everything), "a model comes twice"
         assert seen == everything
+
+
+def test_models_deleted_since_the_last_look_do_not_make_a_page_short(
+    store: Path, opened: Callable[..., Engine]
+) -> None:
+    engine = opened(store_refresh=1000.0)
+    assert [status.id for status in engine.list_models(limit=1)] == ["a"]  # makes the index
+    shutil.rmtree(store / "b")
+    a, b = engine.list_models(limit=2)
+    assert (a.id, b.id) == ("a", "b")
+    assert (b.state, b.bytes) == ("cold", 0)
 
 
 def test_one_corrupt_package_does_not_hide_the_others(

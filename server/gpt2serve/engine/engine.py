@@ -399,16 +399,20 @@ class Engine:
         and expected bytes are told only if they are known. Raises `StoreUnavailable`.
         """
         models = self._store.list(after, limit)
-        return self._statuses([known for m in models if (known := self._glance(m)) is not None])
+        return self._statuses([self._glance(model) for model in models])
 
-    def _glance(self, model: str) -> Known | None:
-        """As much as can be told without a network; None if it is gone."""
+    def _glance(self, model: str) -> Known:
+        """As much as can be told without a network.
+
+        What was deleted since the index was made is told too: a page that is short without being
+        the last would end the listing.
+        """
         if is_url(self.settings.store):
             return Known(model, self._store.peek(model))
         try:
             return self._look(model)
         except Gpt2ServeError:
-            return None
+            return Known(model)
 
     def _look(self, model: str) -> Known:
         try:
