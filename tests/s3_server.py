@@ -173,8 +173,12 @@ class Proxy:
             self._server.server_close()
             self._server = None
 
-    def close(self) -> None:
+    def release(self) -> None:
+        """Cut the connections that stall."""
         self._release.set()
+
+    def close(self) -> None:
+        self.release()
         self.stop()
 
     def fail(self, path: str, kind: str, after: int = 0, times: int = 1) -> None:

@@ -14,8 +14,8 @@ from tests.e2e.server_support import Server
 def serve(sample_store: Path) -> Iterator[Callable[..., Server]]:
     servers: list[Server] = []
 
-    def start(*options: str, wait: bool = True) -> Server:
-        servers.append(Server(sample_store, *options, wait=wait))
+    def start(*options: str, store: Path | str = sample_store, wait: bool = True) -> Server:
+        servers.append(Server(store, *options, wait=wait))
         return servers[-1]
 
     yield start

@@ -10,9 +10,10 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import httpx
+from prometheus_client.parser import text_string_to_metric_families
 
 MODEL = "george-washington"
 PROMPT = "My fellow citizens,"
@@ -29,10 +30,15 @@ LONG = {
 }
 
 
+KEY = "correct-horse-battery"
+STREAM = {"Accept": "text/event-stream"}
+SHORT = {"prompt": PROMPT, "max_new_tokens": 3}
+
+
 class Server:
     """`gpt2serve` as a user starts it, on a free port."""
 
-    def __init__(self, store: Path, *options: str, wait: bool = True) -> None:
+    def __init__(self, store: Path | str, *options: str, wait: bool = True) -> None:
         command = [sys.executable, "-m", "gpt2serve.cli", "--store", str(store), "--port", "0"]
         command += ["--kv-cache-bytes", "256MiB", *options]
         # Without it the lines of a pipe arrive late.
@@ -73,3 +79,57 @@ def events(lines: Iterator[str]) -> Iterator[Any]:
         if line:
             data = line.removeprefix("data: ")
             yield data if data == "[DONE]" else json.loads(data)
+
+
+class Operator:
+    """A client with the admin key."""
+
+    def __init__(self, server: Server) -> None:
+        self.server = server
+        self.client = server.client()
+        self.client.headers["Authorization"] = f"Bearer {KEY}"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.client.close()
+
+    def do(self, action: str, model: str, **options: Any) -> httpx.Response:
+        return self.client.post(f"/admin/models/{model}/{action}", **options)
+
+    def done(self, action: str, model: str) -> dict[str, Any]:
+        answer = self.do(action, model)
+        assert answer.status_code == 200, answer.text
+        entry: dict[str, Any] = answer.json()
+        return entry
+
+    def entry(self, model: str) -> dict[str, Any]:
+        entry: dict[str, Any] = self.client.get(f"/admin/models/{model}").json()
+        return entry
+
+    def progress(self, action: str, model: str) -> list[Any]:
+        path = f"/admin/models/{model}/{action}"
+        with self.client.stream("POST", path, headers=STREAM) as answer:
+            assert answer.status_code == 200, answer.read()
+            return list(events(answer.iter_lines()))
+
+    def states(self) -> dict[str, str]:
+        models = self.client.get("/models").json()["models"]
+        return {model["id"]: model["state"] for model in models}
+
+    def generate(self, model: str) -> dict[str, Any]:
+        answer = self.client.post("/generate", json=SHORT | {"model": model})
+        assert answer.status_code == 200, answer.text
+        body: dict[str, Any] = answer.json()
+        return body
+
+    def metrics(self) -> dict[str, float]:
+        """All samples that are not of histograms, as `name{labels}` without the prefix."""
+        found = {}
+        for family in text_string_to_metric_families(self.client.get("/metrics").text):
+            for sample in family.samples:
+                labels = ",".join(f"{k}={v}" for k, v in sorted(sample.labels.items()))
+                assert sample.name.startswith("gpt2serve_")
+                found[f"{sample.name.removeprefix('gpt2serve_')}{{{labels}}}"] = sample.value
+        return found
