@@ -72,8 +72,8 @@ def operator(server: Server) -> Iterator[Operator]:
 
 
 def test_progress_of_a_fetch(world: World, operator: Operator) -> None:
-    half = 1_000_000
-    world.proxy.fail(f"{MODEL}/cpu-int8/model.onnx.data", "stall", after=half)
+    half = 1_000_000  # what has come is told in pieces, so twice as much is let through
+    world.proxy.fail(f"{MODEL}/cpu-int8/model.onnx.data", "stall", after=2 * half)
     told: list[Any] = []
     watching = threading.Thread(target=lambda: told.extend(operator.progress("load", MODEL)))
     watching.start()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import io
 import json
 import os
@@ -123,6 +124,24 @@ def test_signal_while_starting_is_no_failure() -> None:
             assert "ready" not in server.events
 
     asyncio.run(main())
+
+
+def test_engine_that_cannot_be_closed_keeps_no_server_from_ending(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Stuck(FakeEngine):
+        def close(self) -> None:
+            raise RuntimeError("it cannot be closed")
+
+    async def main() -> None:
+        async with running(Stuck()) as server:
+            await server.until_ready()
+            os.kill(os.getpid(), signal.SIGTERM)
+            await server.ends()
+
+    asyncio.run(main())
+    gc.collect()
+    assert "it cannot be closed" in caplog.text
 
 
 def test_other_servers_wait_for_the_start() -> None:

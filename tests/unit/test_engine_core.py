@@ -171,6 +171,30 @@ def test_close_is_idempotent_and_final(opened: Callable[..., Engine]) -> None:
         engine.start()
 
 
+def test_close_while_it_starts(
+    opened: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = opened(preload=("a",))
+    entered, go_on, start = threading.Event(), threading.Event(), engine._core.start
+
+    def slow_start() -> None:
+        entered.set()
+        assert go_on.wait(PATIENCE)
+        start()
+
+    monkeypatch.setattr(engine._core, "start", slow_start)
+    starting, started = in_thread(engine.start)
+    assert entered.wait(PATIENCE)
+    closing, closed = in_thread(engine.close)
+    closing.join(0.05)  # it may not go past what has begun only half
+    go_on.set()
+    for thread in (starting, closing):
+        thread.join(PATIENCE)
+        assert not thread.is_alive()
+    assert closed == [None]
+    assert started[0] is None or isinstance(started[0], EngineClosed)
+
+
 def test_loading_without_a_running_engine_is_an_error(opened: Callable[..., Engine]) -> None:
     # Nobody would ever answer.
     engine = opened()

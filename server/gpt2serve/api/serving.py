@@ -111,9 +111,11 @@ class DrainingServer(uvicorn.Server):
             if not await self._service.drain():
                 self._log.warning("requests did not end in time and are aborted")
         finally:
-            # Ends the streams that are left with an error event; uvicorn waits for them.
-            await self._service.close()
-            self.should_exit = True
+            try:
+                # Ends the streams that are left with an error event; uvicorn waits for them.
+                await self._service.close()
+            finally:
+                self.should_exit = True
 
 
 def _release_signals() -> None:

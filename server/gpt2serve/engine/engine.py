@@ -149,7 +149,8 @@ class Engine:
             if self._started:
                 return
             self._started = True
-        self._core.start()
+            # Under the lock, so that nobody closes what has begun only half.
+            self._core.start()
         threading.Thread(target=self._warm_up, name="gpt2serve-warm-up", daemon=True).start()
         loads = [self.start_load(model, pin=True) for model in self.settings.pin]
         loads += [self.start_load(model) for model in self.settings.preload]
