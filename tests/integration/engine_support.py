@@ -322,7 +322,7 @@ def copy_model(store: Path, model: str, to_store: Path, as_model: str | None = N
     """Copy a model's packages to another store, maybe under another id."""
     source, target = store / model, to_store / (as_model or model)
     shutil.copytree(source, target)
-    for package in target.iterdir():
+    for package in (file.parent for file in target.glob(f"*/{MANIFEST_FILE}")):
         manifest = read_manifest(package)
         renamed = msgspec.structs.replace(manifest, id=as_model or model)
         (package / MANIFEST_FILE).write_bytes(encode_manifest(renamed))
