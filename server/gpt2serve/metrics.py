@@ -12,7 +12,7 @@ share `other`. The engine only speaks of models that are in its store.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
@@ -80,6 +80,7 @@ class Metrics:
         self._fetched_bytes = count("fetched_bytes", "What came of packages from the store.")
         self._loads = by_model("model_loads", "Loads of models.", ("outcome",))
         self._load_seconds = time("model_load_seconds", "Time of a load that succeeded.", _LONG)
+        self._packs = count("model_packs", "Models packed after they were loaded.", ("outcome",))
         self._phase_seconds = time(
             "model_load_phase_seconds", "Parts of loads that succeeded.", _LONG, ("phase",)
         )
@@ -135,12 +136,21 @@ class Metrics:
         if ok:
             self._phase_seconds.labels("fetch").observe(seconds)
 
-    def on_load(self, model: str, phases: Mapping[str, float], *, ok: bool) -> None:
+    def on_load(self, model: str, seconds: float, *, ok: bool) -> None:
         self._loads.inc(model, "ok" if ok else "failed")
         if ok:
-            self._load_seconds.observe(sum(phases.values()))
-            for phase, seconds in phases.items():
-                self._phase_seconds.labels(phase).observe(seconds)
+            self._load_seconds.observe(seconds)
+            self._phase_seconds.labels("map").observe(seconds)
+
+    def on_pack(self, model: str, seconds: float, *, ok: bool) -> None:
+        del model  # loads have the label already
+        self._packs.labels("ok" if ok else "failed").inc()
+        if ok:
+            self._phase_seconds.labels("pack").observe(seconds)
+
+    def on_first_run(self, model: str, seconds: float) -> None:
+        del model
+        self._phase_seconds.labels("first_run").observe(seconds)
 
     def on_evict(self, model: str, reason: str) -> None:
         self._evictions.inc(model, reason)

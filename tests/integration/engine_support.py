@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -206,7 +206,7 @@ class Watcher(NoObserver):
         self.steps.append((kind, rows))
         self.on_each_step()
 
-    def on_load(self, model: str, phases: Mapping[str, float], *, ok: bool) -> None:
+    def on_load(self, model: str, seconds: float, *, ok: bool) -> None:
         self.loads.append(ok)
 
     def on_evict(self, model: str, reason: str) -> None:

@@ -122,7 +122,9 @@ def test_another_request_gets_its_first_token_meanwhile(engine: Engine, models: 
 def test_beside_other_models_an_unpacked_one_goes_on(engine: Engine, models: Models) -> None:
     first, runner = after_begun(engine, models, "a")
     wait_until(lambda: first.stream.token_count == 1)
-    other = send(engine, "b", "x", LONG)
+    # It goes on for longer than the first one, which would wait again if it were alone.
+    longer = SamplingParams(max_new_tokens=62, min_new_tokens=62, do_sample=True, seed=1)
+    other = send(engine, "b", "x", longer)
     first.stream.finish()
     other.stream.finish()
     # The second one's turn to be packed had not come.

@@ -64,8 +64,11 @@ def test_engine_events() -> None:
     metrics.on_model_wanted("a", hit=False)
     metrics.on_fetch("a", 0.75, 100, ok=True)
     metrics.on_fetch("a", 9.0, 50, ok=False)
-    metrics.on_load("a", {"map": 0.25, "pack": 0.125, "first_run": 0.125}, ok=True)
-    metrics.on_load("a", {"map": 0.1}, ok=False)
+    metrics.on_load("a", 0.5, ok=True)
+    metrics.on_load("a", 0.1, ok=False)
+    metrics.on_pack("a", 0.25, ok=True)
+    metrics.on_pack("a", 9.0, ok=False)
+    metrics.on_first_run("a", 0.125)
     metrics.on_evict("a", "lru")
     found = samples(metrics)
     assert found["batch_size_sum prefill"] == found["batch_size_sum decode"] == 5
@@ -74,7 +77,9 @@ def test_engine_events() -> None:
     assert found["model_loads_total ok"] == found["model_loads_total failed"] == 1
     assert found["model_load_seconds_sum"] == 0.5
     assert found["model_load_phase_seconds_sum fetch"] == 0.75
+    assert found["model_load_phase_seconds_sum pack"] == 0.25
     assert found["model_load_phase_seconds_sum first_run"] == 0.125
+    assert found["model_packs_total ok"] == found["model_packs_total failed"] == 1
     assert found["model_fetches_total ok"] == found["model_fetches_total failed"] == 1
     assert found["fetched_bytes_total"] == 150
     assert found["model_load_phase_seconds_count map"] == 1
@@ -115,8 +120,8 @@ def tell_everything(metrics: Metrics, model: str) -> None:
     metrics.on_model_wanted(model, hit=True)
     metrics.on_model_wanted(model, hit=False)
     metrics.on_fetch(model, 0.1, 9, ok=True)
-    metrics.on_load(model, {"map": 0.1}, ok=True)
-    metrics.on_load(model, {"map": 0.1}, ok=False)
+    metrics.on_load(model, 0.1, ok=True)
+    metrics.on_load(model, 0.1, ok=False)
     metrics.on_evict(model, "room")
     metrics.on_request_finished(summary(model=model))
     metrics.on_request_finished(summary("generation_failed", model=model))

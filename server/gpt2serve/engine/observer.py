@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Literal, Protocol
 
 import msgspec
@@ -60,8 +59,14 @@ class Observer(Protocol):
     def on_fetch(self, model: str, seconds: float, size: int, *, ok: bool) -> None:
         """A package of `size` bytes came from the store to the disk, or as much as came of it."""
 
-    def on_load(self, model: str, phases: Mapping[str, float], *, ok: bool) -> None:
-        """A load ended; `phases` has the seconds of each part of it."""
+    def on_load(self, model: str, seconds: float, *, ok: bool) -> None:
+        """A load ended: the model can work, or it could not be loaded."""
+
+    def on_pack(self, model: str, seconds: float, *, ok: bool) -> None:
+        """A model that can work already was packed, or could not be."""
+
+    def on_first_run(self, model: str, seconds: float) -> None:
+        """A model made its first step since it was loaded."""
 
     def on_evict(self, model: str, reason: str) -> None:
         """`reason`: room, ttl, replaced, deleted or unload."""
@@ -78,6 +83,10 @@ class NoObserver:
 
     def on_fetch(self, model: str, seconds: float, size: int, *, ok: bool) -> None: ...
 
-    def on_load(self, model: str, phases: Mapping[str, float], *, ok: bool) -> None: ...
+    def on_load(self, model: str, seconds: float, *, ok: bool) -> None: ...
+
+    def on_pack(self, model: str, seconds: float, *, ok: bool) -> None: ...
+
+    def on_first_run(self, model: str, seconds: float) -> None: ...
 
     def on_evict(self, model: str, reason: str) -> None: ...

@@ -223,9 +223,8 @@ class Residency:
     def loaded(self, result: LoadResult) -> None:
         package = result.package
         key = package.key
-        self._host.observer.on_load(
-            package.model, {"map": result.seconds}, ok=result.runner is not None
-        )
+        ok = result.runner is not None
+        self._host.observer.on_load(package.model, result.seconds, ok=ok)
         if result.runner is not None:
             self.workers[key] = worker = ModelWorker(
                 key,
@@ -249,6 +248,8 @@ class Residency:
         self.advance()
 
     def packed(self, result: PackResult) -> None:
+        model = self._packages[result.key].model
+        self._host.observer.on_pack(model, result.seconds, ok=result.form is not None)
         self.packing.packed(result)
         self.advance()
 

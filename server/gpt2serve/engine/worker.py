@@ -71,6 +71,7 @@ class ModelWorker:
         #: Those who wait for the packed form.
         self.when_packed: list[Future[None]] = []
         self._unpacked_steps = 0
+        self._has_run = False
         self._long_prompt: Batch | None = None
         self._sampler: BatchSampler | None = None
 
@@ -129,6 +130,9 @@ class ModelWorker:
         self._give_back_memory()
         seconds = self._host.clock() - started
         self.virtual_time += seconds / rows
+        if not self._has_run:
+            self._has_run = True
+            self._host.observer.on_first_run(concerned[0].model, seconds)
         kind: StepKind = "decode" if isinstance(plan, Decode) else "prefill"
         self._host.observer.on_step(kind, rows, seconds)
         return True
