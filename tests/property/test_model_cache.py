@@ -50,7 +50,7 @@ class Known:
 @dataclass
 class Reference:
     models: dict[str, Known] = field(default_factory=dict)
-    #: (until, backoff) of failed loads; kept for ever, which the real one must not do.
+    #: (until, backoff) of failed loads.
     failed: dict[str, tuple[float, float]] = field(default_factory=dict)
     ticks: int = 0
     turn: float = 0.0
@@ -130,6 +130,11 @@ class ModelCacheMachine(RuleBasedStateMachine):
                 self.cache.acquire(key, size, self.now, local=local)
             assert caught.value.retry_after == pytest.approx(until - self.now)
             return
+        if known is None:
+            # What failed long ago counts as never having failed.
+            old = [k for k, f in reference.failed.items() if self.now > f[0] + RETRY_MAX]
+            for other in old:
+                del reference.failed[other]
         if known is None and size > reference.room_for(key):
             with pytest.raises(ModelTooLarge):
                 self.cache.acquire(key, size, self.now, local=local)
@@ -173,6 +178,25 @@ class ModelCacheMachine(RuleBasedStateMachine):
             self._load(key, size)
         if key in models and not leased:
             self._release(key)
+
+    @rule(key=st.sampled_from(KEYS))
+    def hold(self, key: str) -> None:
+        """A lease that is nobody's request: it says nothing about use."""
+        known = self.reference.models.get(key)
+        possible = known is not None and known.state is State.RESIDENT
+        assert self.cache.hold(key, self.now) == possible
+        if known is not None and possible:
+            known.leases += 1
+            known.used = self.now
+
+    @rule(key=st.sampled_from(KEYS), size=st.integers(1, 80))
+    def resize(self, key: str, size: int) -> None:
+        known = self.reference.models.get(key)
+        if known is None or known.state is not State.RESIDENT:
+            return
+        known.size = size
+        self._shed()
+        self.cache.resize(key, size)
 
     # -- orders -------------------------------------------------------------------------------
 
