@@ -98,8 +98,11 @@ class ModelCache:
         self._entries: OrderedDict[str, Entry] = OrderedDict()
         #: Keys of blocked models, first come first; all of them are in `_entries`.
         self._line: dict[str, None] = {}
-        #: When a model last got its turn: the first in line counts its wait from then on.
+        #: When a model was last loaded: the first in line counts its wait from then on.
         self._turn = 0.0
+        #: Who is held back, and for which key that is first in line.
+        self._held: set[str] = set()
+        self._held_for: str | None = None
         #: Bytes of resident models and of those being loaded.
         self.used = 0
         #: Of all models together.
@@ -281,26 +284,34 @@ class ModelCache:
     def held_back(self, patience: float, now: float) -> set[str]:
         """Resident models that must take no new work, for the first in line has waited enough.
 
-        It waits `patience` seconds from when it came, or from when a model last got its turn,
+        It waits `patience` seconds from when it came, or from when the one before it was loaded,
         so that each one in line has that long before it must make room in turn. Only as many
-        models are held back as are needed, and those first that were asked for longest ago.
+        models are held back as are needed, those with the fewest leases first: they are done
+        soonest. Who is held back stays so until the first in line has its room; if the burden
+        passed from one to another, it might never get it.
         """
         first = next(iter(self._line), None)
-        if first is None or now - max(self._entries[first].since, self._turn) <= patience:
+        if first is None or any(e.state is State.LOADING for e in self._entries.values()):
             return set()
+        if now - max(self._entries[first].since, self._turn) <= patience:
+            return set()
+        if self._held_for != first:
+            self._held_for, self._held = first, set()
+        able = {
+            key: entry
+            for key, entry in self._entries.items()
+            if entry.state is State.RESIDENT and not entry.pinned
+        }
+        self._held &= able.keys()
         missing = self.used + self._entries[first].size - self.budget
-        resident = [
-            item
-            for item in self._entries.items()
-            if item[1].state is State.RESIDENT and not item[1].pinned
-        ]
-        held = set()
-        for key, entry in sorted(resident, key=lambda item: item[1].leases > 0):
+        missing -= sum(able[key].size for key in self._held)
+        others = [key for key in able if key not in self._held]
+        for key in sorted(others, key=lambda key: able[key].leases):
             if missing <= 0:
                 break
-            held.add(key)
-            missing -= entry.size
-        return held
+            self._held.add(key)
+            missing -= able[key].size
+        return set(self._held)
 
     # -- what is asked --------------------------------------------------------------------
 
