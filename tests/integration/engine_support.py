@@ -149,7 +149,9 @@ def in_engine_thread(engine: Engine, function: Callable[[], Any]) -> Any:
 
 
 def assert_idle(engine: Engine) -> None:
-    """Nothing is held by anybody, and all books agree."""
+    """Nothing is held by anybody, and all books agree, once what is being packed is packed."""
+    packing = engine._core.models.packing
+    wait_until(lambda: bool(in_engine_thread(engine, lambda: packing._now is None)))
 
     def look() -> None:
         core, models = engine._core, engine._core.models
@@ -318,12 +320,18 @@ def band_checkpoint(folder: Path, band: range) -> Path:
     return folder
 
 
-def copy_model(store: Path, model: str, to_store: Path, as_model: str | None = None) -> Path:
-    """Copy a model's packages to another store, maybe under another id."""
+def copy_model(
+    store: Path, model: str, to_store: Path, as_model: str | None = None, *, linked: bool = False
+) -> Path:
+    """Copy a model's packages to another store, maybe under another id.
+
+    With `linked` the copy takes no room on the disk, and its files must not be written to.
+    """
     source, target = store / model, to_store / (as_model or model)
-    shutil.copytree(source, target)
+    shutil.copytree(source, target, copy_function=os.link if linked else shutil.copy2)
     for package in (file.parent for file in target.glob(f"*/{MANIFEST_FILE}")):
         manifest = read_manifest(package)
         renamed = msgspec.structs.replace(manifest, id=as_model or model)
+        (package / MANIFEST_FILE).unlink()
         (package / MANIFEST_FILE).write_bytes(encode_manifest(renamed))
     return target

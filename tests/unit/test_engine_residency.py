@@ -474,7 +474,7 @@ def test_requests_that_are_being_prepared_again_end_with_the_engine(
     publish(folder, "a", 2)
     version_of(engine, "a")
     hold = threading.Event()
-    engine._core.fetcher.ask(lambda: hold.wait(PATIENCE) and None)
+    engine._core.fetcher.aside(lambda: hold.wait(PATIENCE) and None)
     sent = [send_prepared(engine, one) for one in prepared]
     cancel(engine, sent[0])
     wait_until(lambda: engine.stats().requests_waiting == 3)

@@ -1,4 +1,4 @@
-"""Threads for what may wait for a network: fetching packages, and asking the store again."""
+"""Threads for what may wait for a network: fetching packages, and errands."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ class Fetcher:
         self._report = report
         self._clock = clock
         self._fetches = DaemonThreads("gpt2serve-fetch", threads)
-        # Questions take milliseconds, and must not wait behind fetches that hang.
-        self._questions = DaemonThreads("gpt2serve-ask", 1)
+        # Errands take milliseconds, and must not wait behind fetches that hang.
+        self._errands = DaemonThreads("gpt2serve-aside", 1)
         self._lock = threading.Lock()
         self._flights: dict[str, _Flight] = {}
 
@@ -73,20 +73,20 @@ class Fetcher:
         flight = self._flights.get(key)
         return flight.progress if flight is not None else None
 
-    def ask(self, question: Callable[[], None]) -> None:
-        """Have something done in a thread that may wait for the store."""
-        self._questions.do("", question)
+    def aside(self, errand: Callable[[], None]) -> None:
+        """Have something short done that the engine thread must not wait for."""
+        self._errands.do("", errand)
 
     def close(self) -> None:
         """Nothing begins any more."""
         self._fetches.close()
-        self._questions.close()
+        self._errands.close()
 
     def join(self, timeout: float) -> None:
         """Wait for what has begun, at most `timeout` seconds."""
         deadline = time.monotonic() + timeout
         self._fetches.join(deadline)
-        self._questions.join(deadline)
+        self._errands.join(deadline)
 
     def _fetch(self, package: Package) -> None:
         flight = self._flights[package.key]

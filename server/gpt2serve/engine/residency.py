@@ -282,7 +282,10 @@ class Residency:
                 self._host.refuse(message, error)
 
     def _evicted(self, key: str, reason: EvictReason) -> None:
-        self.packing.remove(self.workers.pop(key))
+        worker = self.workers.pop(key)
+        # At once: the packer frees the rest when it comes to it, which may be after many loads.
+        self._fetcher.aside(worker.runner.drop_pages)
+        self.packing.remove(worker)
         self._host.observer.on_evict(self._packages[key].model, reason)
 
     def _gone(self, key: str) -> None:
@@ -364,7 +367,7 @@ class Residency:
             else:
                 self._report(Renewed(message, known, package))
 
-        self._fetcher.ask(renew)
+        self._fetcher.aside(renew)
 
     def _retire(self, key: str, reason: RetireReason) -> None:
         entry = self.cache.get(key)
