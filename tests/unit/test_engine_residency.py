@@ -379,7 +379,8 @@ def test_what_was_prepared_for_a_version_that_is_gone_is_prepared_again(
 def test_who_waits_for_room_gets_the_version_of_then(
     opened: Callable[..., Engine], folder: Path, models: Models
 ) -> None:
-    engine = opened(model_cache_bytes=120)
+    watcher = Watcher()
+    engine = opened(model_cache_bytes=120, observer=watcher)
     running = HeldUp(engine, "b")
     waiting = send(engine, "a", "x", PARAMS)
     loading = engine.start_load("a")
@@ -390,7 +391,7 @@ def test_who_waits_for_room_gets_the_version_of_then(
     running.stream.finish()
     assert waiting.stream.finish().events[-1].model_version == new
     loading.result(PATIENCE)
-    assert models.loaded.count("a") == 1, "nobody needs the old one"
+    assert watcher.loads == [True, True], "nobody needs the old one"
     assert_idle(engine)
 
 
@@ -526,6 +527,39 @@ def test_the_new_version_of_a_pinned_model_comes_before_the_old_one_goes(
     models.go.set()
     wait_until(lambda: watcher.evicted == [("a", "replaced")])
     assert engine.status("a").state == "resident"
+
+
+def test_a_pinned_model_that_goes_back_to_the_version_before(
+    opened: Callable[..., Engine], folder: Path, models: Models
+) -> None:
+    engine = opened()
+    engine.pin("a")
+    running = HeldUp(engine, "a")
+    for version in (2, 1):
+        publish(folder, "a", version)
+        expected = version_of(engine, "a")
+        wait_until(lambda: engine.status("a").state == "resident")
+    running.go()
+    assert running.stream.finish().events[-1].model_version == expected
+    wait_until(lambda: engine.stats().models_resident == 1)
+    assert models.loaded == ["a", "a"]
+    assert engine.generate("a", "x", PARAMS).model_version == expected
+
+
+def test_a_pin_outlives_a_deletion(
+    opened: Callable[..., Engine], folder: Path, models: Models
+) -> None:
+    engine = opened(model_cache_bytes=250)
+    engine.pin("a")
+    shutil.rmtree(folder / "a")
+    with pytest.raises(ModelNotFound):
+        engine.describe("a")
+    wait_until(lambda: engine.stats().models_resident == 0)
+    publish(folder, "a", 2)
+    for model in "abcbc":
+        engine.generate(model, "x", PARAMS)
+    status = engine.status("a")
+    assert (status.state, status.pinned) == ("resident", True)
 
 
 def test_without_room_for_both_the_old_version_goes_first(
