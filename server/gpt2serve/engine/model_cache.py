@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Literal
 
+from gpt2serve.engine.failures import Failures
 from gpt2serve.errors import ModelLoadFailed, ModelTooLarge, ModelUnavailable
 
 #: Why a model goes. The last three are orders: it goes when its leases have ended.
@@ -65,14 +66,6 @@ class Entry:
         return self.state is State.RESIDENT and not self.leases and not self.pinned
 
 
-@dataclass(slots=True)
-class Failure:
-    message: str
-    until: float
-    backoff: float
-    kind: type[ModelUnavailable] = ModelLoadFailed
-
-
 class ModelCache:
     """Owned by the engine thread. Times are in seconds of one monotonic clock.
 
@@ -90,8 +83,6 @@ class ModelCache:
         on_gone: Callable[[str], None] = lambda _key: None,
     ) -> None:
         self.budget = budget
-        self._retry_min = retry_min
-        self._retry_max = retry_max
         self._on_evict = on_evict
         self._on_gone = on_gone
         #: In order of use: the first is the one whose last request came longest ago.
@@ -107,7 +98,7 @@ class ModelCache:
         self.used = 0
         #: Of all models together.
         self.leases = 0
-        self._failures: dict[str, Failure] = {}
+        self._failures = Failures(retry_min, retry_max)
 
     # -- what a request does --------------------------------------------------------------
 
@@ -120,7 +111,7 @@ class ModelCache:
         """
         entry = self._entries.get(key)
         if entry is None:
-            self._refuse_failed(key, now)
+            self._failures.check(key, now)
             if size > self._room_at_most(key):
                 raise self._too_large(key, size)
             state = State.BLOCKED if local else State.FETCHING
@@ -239,7 +230,7 @@ class ModelCache:
         """
         entry = self._change(key, State.RESIDENT, now)
         self._turn = now
-        self._failures.pop(key, None)
+        self._failures.worked(key)
         self._settle(key, entry)
         self.resize(key, measured)
 
@@ -257,18 +248,12 @@ class ModelCache:
         Returns the error for those that waited.
         """
         self.forget(key)
-        before = self._failures.get(key)
-        backoff = min(before.backoff * 2 if before else self._retry_min, self._retry_max)
-        self._failures[key] = Failure(message, now + backoff, backoff)
-        return ModelLoadFailed(message, retry_after=backoff)
+        return self._failures.failed(key, message, now)
 
     def unavailable(self, key: str, error: ModelUnavailable, now: float) -> None:
         """The package cannot be had now: all leases end; refused for `error.retry_after` only."""
         self.forget(key)
-        wait = error.retry_after or 0.0
-        before = self._failures.get(key)
-        backoff = before.backoff if before else self._retry_min / 2  # no failure of the model
-        self._failures[key] = Failure(str(error), now + wait, backoff, type(error))
+        self._failures.unavailable(key, error, now)
 
     def forget(self, key: str) -> None:
         """Take it out, whatever its state: all its leases end, and nothing is remembered."""
@@ -333,8 +318,7 @@ class ModelCache:
 
     def failure(self, key: str, now: float) -> str | None:
         """Why requests for it are refused now."""
-        failure = self._failures.get(key)
-        return failure.message if failure and now < failure.until else None
+        return self._failures.reason(key, now)
 
     def resident(self) -> dict[str, Entry]:
         return {k: e for k, e in self._entries.items() if e.state is State.RESIDENT}
@@ -427,12 +411,3 @@ class ModelCache:
         for key in victims:
             self._evict(key, "room")
         return True
-
-    def _refuse_failed(self, key: str, now: float) -> None:
-        failure = self._failures.get(key)
-        if failure and now < failure.until:
-            raise failure.kind(failure.message, retry_after=failure.until - now)
-        # A failure that is over keeps its backoff until the next load ends; others are
-        # forgotten here, so that the memory of failures stays bounded.
-        for other in [k for k, f in self._failures.items() if now > f.until + self._retry_max]:
-            del self._failures[other]
