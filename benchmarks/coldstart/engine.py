@@ -106,8 +106,8 @@ class Watch:
     def __init__(self, *, packing_first: bool) -> None:
         import onnxruntime
 
-        from gpt2serve.engine.folder_store import FolderStore
         from gpt2serve.engine.runner import Runner
+        from gpt2serve.engine.stores.folder_store import FolderStore
 
         self.spans: list[Span] = []
         self._packing_first = packing_first

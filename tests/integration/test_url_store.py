@@ -22,8 +22,8 @@ from typing import Any
 import obstore
 import pytest
 
-from gpt2serve.engine import object_store
 from gpt2serve.engine.store import PAUSE, ModelStore, Package
+from gpt2serve.engine.stores import object_store
 from gpt2serve.errors import (
     CorruptPackage,
     EngineClosed,

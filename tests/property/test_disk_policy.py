@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from gpt2serve.engine.disk_cache import KEEP_PARTS, OVERHEAD, DiskCache
-from gpt2serve.engine.disk_layout import NEVER
-from gpt2serve.engine.disk_policy import Entry, evict
+from gpt2serve.engine.stores.disk_cache import KEEP_PARTS, OVERHEAD, DiskCache
+from gpt2serve.engine.stores.disk_layout import NEVER
+from gpt2serve.engine.stores.disk_policy import Entry, evict
 from gpt2serve.errors import CorruptPackage, ModelTooLarge, ModelUnavailable, NotOnDisk
 from gpt2serve.package import MANIFEST_FILE, Manifest, encode_manifest
 from tests.unit.engine_support import manifest as make_manifest

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator
 
 import pytest
 
-from gpt2serve.engine.backend import sort_key
-from gpt2serve.engine.catalog import SHARE, Catalog
+from gpt2serve.engine.stores.backend import sort_key
+from gpt2serve.engine.stores.catalog import SHARE, Catalog
 from gpt2serve.errors import StoreUnavailable
 
 

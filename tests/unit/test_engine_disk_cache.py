@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from gpt2serve.engine import disk_cache
-from gpt2serve.engine.disk_cache import KEEP_PARTS, KEEP_TOKENIZER, OVERHEAD, DiskCache
-from gpt2serve.engine.disk_layout import Place, place_of
+from gpt2serve.engine.stores import disk_cache
+from gpt2serve.engine.stores.disk_cache import KEEP_PARTS, KEEP_TOKENIZER, OVERHEAD, DiskCache
+from gpt2serve.engine.stores.disk_layout import Place, place_of
 from gpt2serve.errors import ModelUnavailable, NotOnDisk
 from gpt2serve.package import MANIFEST_FILE, TOKENIZER_FILE, WEIGHTS_FILE, encode_manifest
 from tests.unit.engine_support import manifest

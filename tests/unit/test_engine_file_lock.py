@@ -7,12 +7,12 @@ import sys
 import threading
 from pathlib import Path
 
-from gpt2serve.engine.file_lock import FileLock, locked
+from gpt2serve.engine.stores.file_lock import FileLock, locked
 
 CHILD = """
 import sys
 from pathlib import Path
-from gpt2serve.engine.file_lock import FileLock
+from gpt2serve.engine.stores.file_lock import FileLock
 lock = FileLock.acquire(Path(sys.argv[1]), shared=sys.argv[2] == "shared")
 print("held" if lock else "refused", flush=True)
 sys.stdin.read()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gpt2serve.engine.reachability import Reachability
+from gpt2serve.engine.stores.reachability import Reachability
 
 
 def test_a_store_is_left_alone_for_a_pause_and_then_one_tries() -> None:

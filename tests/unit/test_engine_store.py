@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from gpt2serve.engine import folder_store, known_models
 from gpt2serve.engine import store as store_module
 from gpt2serve.engine.store import ModelStore
+from gpt2serve.engine.stores import folder_store, known_models
 from gpt2serve.errors import (
     CorruptPackage,
     InvalidModelId,

@@ -141,13 +141,13 @@ def test_one_module_imports_obstore() -> None:
         for path in SERVER_SOURCES
         if any(top(imported) == "obstore" for imported in imports_of(path))
     ]
-    assert users == ["gpt2serve.engine.object_store"]
+    assert users == ["gpt2serve.engine.stores.object_store"]
     assert "obstore" not in loaded_by("import gpt2serve.engine.store")
 
 
 def test_policy_is_pure() -> None:
     """No clock, no event loop, no thread, no file, no numbers library in the deciding parts."""
-    for name in ("scheduler", "kv_cache", "model_cache", "disk_policy", "reachability"):
+    for name in ("scheduler", "kv_cache", "model_cache", "turns", "failures", "stores/disk_policy", "stores/reachability"):
         for imported in imports_of(SERVER / "engine" / f"{name}.py"):
             assert top(imported) in {
                 "__future__",

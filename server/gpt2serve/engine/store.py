@@ -16,14 +16,14 @@ from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
-from gpt2serve.engine.backend import Backend, Package, Progress, Seen, sort_key
-from gpt2serve.engine.catalog import Catalog, page_of
-from gpt2serve.engine.disk_cache import DiskCache
-from gpt2serve.engine.folder_store import FolderStore
-from gpt2serve.engine.known_models import NEVER, Answer, Known, KnownModels
-from gpt2serve.engine.object_store import ObjectStore
-from gpt2serve.engine.reachability import Reachability
-from gpt2serve.engine.url_store import UrlStore
+from gpt2serve.engine.stores.backend import Backend, Package, Progress, Seen, sort_key
+from gpt2serve.engine.stores.catalog import Catalog, page_of
+from gpt2serve.engine.stores.disk_cache import DiskCache
+from gpt2serve.engine.stores.folder_store import FolderStore
+from gpt2serve.engine.stores.known_models import NEVER, Answer, Known, KnownModels
+from gpt2serve.engine.stores.object_store import ObjectStore
+from gpt2serve.engine.stores.reachability import Reachability
+from gpt2serve.engine.stores.url_store import UrlStore
 from gpt2serve.errors import (
     ModelNotFound,
     PackageError,

@@ -6,7 +6,7 @@ import threading
 from bisect import bisect_right
 from collections.abc import Callable, Iterable
 
-from gpt2serve.engine.backend import sort_key
+from gpt2serve.engine.stores.backend import sort_key
 from gpt2serve.errors import StoreUnavailable
 
 #: A listing may take at most one part in this many of the time.

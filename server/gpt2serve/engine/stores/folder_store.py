@@ -9,7 +9,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from gpt2serve.engine.backend import Package, Progress, Seen
+from gpt2serve.engine.stores.backend import Package, Progress, Seen
 from gpt2serve.errors import (
     CorruptPackage,
     PackageError,

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from gpt2serve.engine.object_store import ObjectChanged, ObjectStore, Stream
+from gpt2serve.engine.stores.object_store import ObjectChanged, ObjectStore, Stream
 from gpt2serve.errors import EngineClosed, StoreUnavailable
 from gpt2serve.package import FileEntry
 

@@ -9,11 +9,16 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from gpt2serve.engine.backend import Package, Progress, Seen
-from gpt2serve.engine.disk_cache import OVERHEAD, DiskCache
-from gpt2serve.engine.disk_layout import place_of
-from gpt2serve.engine.download import Downloader, WrongContent
-from gpt2serve.engine.object_store import Content, ObjectMissing, ObjectStore, ObjectUnchanged
+from gpt2serve.engine.stores.backend import Package, Progress, Seen
+from gpt2serve.engine.stores.disk_cache import OVERHEAD, DiskCache
+from gpt2serve.engine.stores.disk_layout import place_of
+from gpt2serve.engine.stores.download import Downloader, WrongContent
+from gpt2serve.engine.stores.object_store import (
+    Content,
+    ObjectMissing,
+    ObjectStore,
+    ObjectUnchanged,
+)
 from gpt2serve.errors import (
     CorruptPackage,
     EngineClosed,

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
-from gpt2serve.engine.disk_layout import (
+from gpt2serve.engine.stores.disk_layout import (
     GONE,
     NEVER,
     DiskLayout,
@@ -25,8 +25,8 @@ from gpt2serve.engine.disk_layout import (
     place_with_lock,
     size_on_disk,
 )
-from gpt2serve.engine.disk_policy import Entry, evict
-from gpt2serve.engine.file_lock import FileLock, locked
+from gpt2serve.engine.stores.disk_policy import Entry, evict
+from gpt2serve.engine.stores.file_lock import FileLock, locked
 from gpt2serve.errors import (
     ModelTooLarge,
     ModelUnavailable,

@@ -6,7 +6,7 @@ import threading
 from collections import OrderedDict
 from dataclasses import dataclass, field
 
-from gpt2serve.engine.backend import Package, Seen
+from gpt2serve.engine.stores.backend import Package, Seen
 from gpt2serve.errors import PackageError, StoreUnavailable
 
 #: Models, and as many ids that are no models, of which it is remembered what the store said.

@@ -18,7 +18,7 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from gpt2serve.engine.disk_policy import Entry
+from gpt2serve.engine.stores.disk_policy import Entry
 from gpt2serve.package import Manifest, encode_manifest, variant_name
 
 #: Hexadecimal digits of a hash that go into a name.
