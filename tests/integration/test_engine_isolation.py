@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from gpt2serve import Engine, SamplingParams
-from gpt2serve.package import package_path
+from gpt2serve.package import MANIFEST_FILE, package_path
 from tests.integration.engine_support import (
     MIB,
     Watcher,
@@ -150,7 +150,7 @@ def test_new_weights_never_answer_under_the_old_version(
 def replace_model(store: Path, model: str, to_store: Path, as_model: str) -> None:
     """Publish another package under the same id; each file is a new one, as after a rename."""
     fresh = copy_model(store, model, to_store / "fresh", as_model)
-    for package in fresh.iterdir():
+    for package in (file.parent for file in fresh.glob(f"*/{MANIFEST_FILE}")):
         target, precision = package.name.split("-")
         old = package_path(to_store, as_model, target, precision)
         old.rename(to_store / f"old-{package.name}")
