@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from gpt2export import writer
 from gpt2serve import SamplingParams
 from gpt2serve.errors import ModelLoadFailed, ModelNotFound
 from gpt2serve.package import MANIFEST_FILE, WEIGHTS_FILE, package_path
@@ -42,15 +43,11 @@ PATIENCE = 30.0
 
 
 def publish(sample_store: Path, sample: str, store: Path, model: str) -> None:
-    """Put a sample in a model's place, as an exporter does: each folder at once."""
+    """Put a sample in a model's place as the exporter does, each package at once."""
     fresh = copy_model(sample_store, sample, store / ".fresh", model, linked=True)
     for package in (file.parent for file in fresh.glob(f"*/{MANIFEST_FILE}")):
         target, precision = package.name.split("-")
-        place = package_path(store, model, target, precision)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        if place.exists():
-            place.rename(store / ".fresh" / f"old-{package.name}")
-        package.rename(place)
+        writer.publish(package, package_path(store, model, target, precision))
     shutil.rmtree(store / ".fresh")
 
 

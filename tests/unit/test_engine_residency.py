@@ -407,6 +407,24 @@ def test_a_load_that_fails_as_the_package_was_replaced_is_no_failure(
     assert models.loaded.count("a") == 1
 
 
+def test_a_tokenizer_that_was_replaced_under_a_request(
+    opened: Callable[..., Engine], folder: Path, models: Models, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between looking at the manifest and reading the file beside it."""
+    engine = opened(store_refresh=1000.0)
+    version_of(engine, "a")
+    shutil.rmtree(folder / "a")
+    # Another file that says the same.
+    files = {TOKENIZER_FILE: letters_tokenizer() + b" ", WEIGHTS_FILE: b"2"}
+    write_package(folder, "a", files=files, bytes_needed=100)
+    result = engine.generate("a", "x", PARAMS)
+    assert result.model_version == version_of(engine, "a")
+    # But what is only broken is an error still.
+    (folder / "b" / "cpu-int8" / TOKENIZER_FILE).write_bytes(letters_tokenizer() + b"  ")
+    with pytest.raises(CorruptPackage, match="tokenizer.json"):
+        engine.generate("b", "x", PARAMS)
+
+
 def test_a_version_that_comes_back_is_taken_back(
     opened: Callable[..., Engine], folder: Path, models: Models
 ) -> None:

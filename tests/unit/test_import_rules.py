@@ -147,7 +147,15 @@ def test_one_module_imports_obstore() -> None:
 
 def test_policy_is_pure() -> None:
     """No clock, no event loop, no thread, no file, no numbers library in the deciding parts."""
-    for name in ("scheduler", "kv_cache", "model_cache", "turns", "failures", "stores/disk_policy", "stores/reachability"):
+    for name in (
+        "scheduler",
+        "kv_cache",
+        "model_cache",
+        "turns",
+        "failures",
+        "stores/disk_policy",
+        "stores/reachability",
+    ):
         for imported in imports_of(SERVER / "engine" / f"{name}.py"):
             assert top(imported) in {
                 "__future__",

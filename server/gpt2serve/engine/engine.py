@@ -39,6 +39,7 @@ from gpt2serve.engine.store import ModelStore, Package
 from gpt2serve.engine.stream import BlockingStream, Stream, TokenStream
 from gpt2serve.engine.tokenizer import Tokenizer, TokenizerCache
 from gpt2serve.errors import (
+    CorruptPackage,
     DeviceUnavailable,
     EngineClosed,
     Gpt2ServeError,
@@ -48,6 +49,7 @@ from gpt2serve.errors import (
     ModelTooLarge,
     Overloaded,
     PackageError,
+    PackageReplaced,
     SettingsError,
     StoreUnavailable,
 )
@@ -240,11 +242,8 @@ class Engine:
         Raises `InvalidModelId`, `ModelNotFound`, `PackageError`, `InvalidRequest`, or
         `ModelTooLarge` if its keys and values can never fit into the KV cache.
         """
-        package = self._store.resolve(model)
+        package, tokenizer = self._with_tokenizer(model)
         manifest = package.manifest
-        tokenizer = self._tokenizers.find(package.tokenizer_hash) or self._tokenizers.get(
-            self._store.tokenizer_file(package), package.tokenizer_hash
-        )
         ids, prefix_tokens = _tokenise(prompt, manifest, tokenizer)
         asked = params or SamplingParams()
         resolved = resolve(
@@ -257,6 +256,32 @@ class Engine:
         )
         self._check_kv_cache(manifest, len(ids), resolved)
         return PreparedRequest(model, prompt, ids, asked, resolved, package, tokenizer)
+
+    def _with_tokenizer(self, model: str) -> tuple[Package, Tokenizer]:
+        package = self._store.resolve(model)
+        try:
+            return package, self._tokenizer_of(package)
+        except CorruptPackage:
+            # In a folder the file may be a newer version's by now.
+            if not self._was_replaced(package):
+                raise
+        package = self._store.resolve(model)
+        return package, self._tokenizer_of(package)
+
+    def _tokenizer_of(self, package: Package) -> Tokenizer:
+        known = self._tokenizers.find(package.tokenizer_hash)
+        return known or self._tokenizers.get(
+            self._store.tokenizer_file(package), package.tokenizer_hash
+        )
+
+    def _was_replaced(self, package: Package) -> bool:
+        try:
+            self._store.verify(package)
+        except PackageReplaced:
+            return True
+        except Gpt2ServeError:
+            pass
+        return False
 
     def submit(self, request: PreparedRequest, *, wants_tokens: bool) -> TokenStream:
         """Hand a request to the engine thread, from a running event loop. Never blocks.
