@@ -421,7 +421,7 @@ def test_a_tokenizer_that_was_replaced_under_a_request(
     assert result.model_version == version_of(engine, "a")
     # But what is only broken is an error still.
     (folder / "b" / "cpu-int8" / TOKENIZER_FILE).write_bytes(letters_tokenizer() + b"  ")
-    with pytest.raises(CorruptPackage, match="tokenizer.json"):
+    with pytest.raises(CorruptPackage, match="tokenizer"):
         engine.generate("b", "x", PARAMS)
 
 
