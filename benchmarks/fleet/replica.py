@@ -17,7 +17,7 @@ from typing import Protocol
 from benchmarks.fleet.batch import Batch
 from benchmarks.fleet.loader import NEVER, Loader
 from benchmarks.fleet.times import Curve, ServerTimes
-from gpt2serve.engine.model_cache import ModelCache, State
+from gpt2serve.engine.model_cache import EvictReason, ModelCache, State
 
 
 class Ledger(Protocol):
@@ -78,9 +78,9 @@ class Replica:
         for model in models:
             self.cache.acquire(str(model), self._times.model_bytes, 0.0)
             for started in self.cache.start_loads(0.0):
-                self._make_resident(started)
+                self._make_resident(started, 0.0)
             self._loader.known.add(str(model))
-            self.cache.release(str(model))
+            self.cache.release(str(model), 0.0)
 
     def arrive(self, request: int, now: float) -> bool:
         """False if the queue is full."""
@@ -152,26 +152,31 @@ class Replica:
         for request in ended:
             self.admitted -= 1
             self._ledger.ended(request, now)
-            self.cache.release(str(self._ledger.models[request]))
+            self.cache.release(self._key(request), now)
         if ended:
             self._start_loads(now)
 
     def _submit(self, request: int, now: float) -> None:
-        key = str(self._ledger.models[request])
-        patience = self._settings.model_max_wait
-        if key in self._batches and self.cache.blocked_longer_than(patience, now):
+        if self._key(request) in self._to_hold_back(now):
             self._held_back.append(request)
         else:
-            self._acquire(request, key, now)
+            self._acquire(request, now)
+            self._start_loads(now)
 
-    def _acquire(self, request: int, key: str, now: float) -> None:
+    def _key(self, request: int) -> str:
+        return str(self._ledger.models[request])
+
+    def _to_hold_back(self, now: float) -> set[str]:
+        return self.cache.held_back(self._settings.model_max_wait, now)
+
+    def _acquire(self, request: int, now: float) -> None:
+        key = self._key(request)
         state = self.cache.acquire(key, self._times.model_bytes, now)
         self._ledger.wanted(request, hit=state is State.RESIDENT)
         if state is State.RESIDENT:
             self._begin(request, key)
         else:
             self._loading.setdefault(key, []).append(request)
-            self._start_loads(now)
 
     def _begin(self, request: int, key: str) -> None:
         batch = self._batches[key]
@@ -186,28 +191,36 @@ class Replica:
     # -- models ---------------------------------------------------------------------------
 
     def _start_loads(self, now: float) -> None:
-        for key in self.cache.start_loads(now):
-            self._loader.load(key, now)
-        patience = self._settings.model_max_wait
-        while self._held_back:
-            key = str(self._ledger.models[self._held_back[0]])
-            if key in self._batches and self.cache.blocked_longer_than(patience, now):
-                break
-            self._acquire(self._held_back.popleft(), key, now)
+        going_on = True
+        while going_on:
+            for key in self.cache.start_loads(now):
+                self._loader.load(key, now)
+            going_on = self._admit_held_back(now)
+
+    def _admit_held_back(self, now: float) -> bool:
+        """Those that need not be held back any more; False if there are none."""
+        if not self._held_back:
+            return False
+        keys = self._to_hold_back(now)
+        free = [request for request in self._held_back if self._key(request) not in keys]
+        self._held_back = deque(r for r in self._held_back if self._key(r) in keys)
+        for request in free:
+            self._acquire(request, now)
+        return bool(free)
 
     def _loaded(self, key: str, now: float) -> None:
-        self._make_resident(key)
+        self._make_resident(key, now)
         for request in self._loading.pop(key):
             self._begin(request, key)
         self._start_loads(now)
 
-    def _make_resident(self, key: str) -> None:
+    def _make_resident(self, key: str, now: float) -> None:
         self._batches[key] = Batch(
             max_batch_size=self._settings.max_batch_size, chunk=self._settings.prefill_chunk
         )
-        self.cache.loaded(key, self._times.model_bytes)
+        self.cache.loaded(key, self._times.model_bytes, now)
 
-    def _evicted(self, key: str) -> None:
+    def _evicted(self, key: str, _reason: EvictReason) -> None:
         del self._batches[key]
 
     def _plan_next(self) -> None:
