@@ -27,8 +27,8 @@ BATCHES = (1, 2, 4, 8, 16, 32)
 PROMPT_LENGTHS = (4, 8, 32, 64, 120)
 _PROMPT_TOKENS = 8
 _TIMEOUT = 120.0
-#: Begins the event with which a stream ends.
-_USAGE = b'data: {"usage"'
+#: Only in the event with which a stream ends; in a text the quotes would be escaped.
+_USAGE = b'"usage":'
 
 _T = TypeVar("_T")
 
@@ -73,7 +73,7 @@ class Probe:
         )
         started = time.perf_counter()
         with urllib.request.urlopen(request, timeout=_TIMEOUT) as response:
-            *_, last = (line for line in response if line.startswith(_USAGE))
+            *_, last = (line for line in response if _USAGE in line)
         wall = 1000 * (time.perf_counter() - started)
         end = json.loads(last.removeprefix(b"data: "))
         return {**end["timing"], "wall_ms": wall, "prompt_tokens": end["usage"]["prompt_tokens"]}
