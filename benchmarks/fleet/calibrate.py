@@ -27,8 +27,7 @@ BATCHES = (1, 2, 4, 8, 16, 32)
 PROMPT_LENGTHS = (4, 8, 32, 64, 120)
 _PROMPT_TOKENS = 8
 _TIMEOUT = 120.0
-#: Only in the event with which a stream ends; in a text the quotes would be escaped.
-_USAGE = b'"usage":'
+_DATA = b"data: "
 
 _T = TypeVar("_T")
 
@@ -73,9 +72,9 @@ class Probe:
         )
         started = time.perf_counter()
         with urllib.request.urlopen(request, timeout=_TIMEOUT) as response:
-            *_, last = (line for line in response if _USAGE in line)
+            *_, last, _done = (line for line in response if line.startswith(_DATA))
         wall = 1000 * (time.perf_counter() - started)
-        end = json.loads(last.removeprefix(b"data: "))
+        end = json.loads(last.removeprefix(_DATA))
         return {**end["timing"], "wall_ms": wall, "prompt_tokens": end["usage"]["prompt_tokens"]}
 
     def gauge(self, name: str) -> float:
