@@ -4,6 +4,7 @@ The same rules as `gpt2serve.engine.scheduler`, for prompts of at most one chunk
 request, and enough KV cache: waiting prompts are prefilled together, padded to the longest, as
 many as fit into a chunk; while sequences run, every second step is a decode step. A property
 test holds the two against each other. This one counts steps where the other lists sequences.
+What a model gains from being packed is counted as `gpt2serve.engine.worker` does.
 """
 
 from __future__ import annotations
@@ -13,7 +14,10 @@ from collections import deque
 
 
 class Batch:
-    """Requests are numbers. `virtual_time`: computing time so far, per request that shared it."""
+    """Requests are numbers. `virtual_time`: computing time so far, per request that shared it.
+
+    packed: whether the model is; to be set when it is.
+    """
 
     __slots__ = (
         "_chunk",
@@ -22,12 +26,16 @@ class Batch:
         "_prefilling",
         "_running",
         "_steps",
+        "_unpacked_steps",
         "_waiting",
+        "packed",
         "virtual_time",
     )
 
-    def __init__(self, *, max_batch_size: int, chunk: int) -> None:
+    def __init__(self, *, max_batch_size: int, chunk: int, packed: bool = False) -> None:
         self.virtual_time = 0.0
+        self.packed = packed
+        self._unpacked_steps = 0
         self._max_batch_size = max_batch_size
         self._chunk = chunk
         #: (request, tokens of its prompt, tokens that it wants)
@@ -46,6 +54,22 @@ class Batch:
     def running(self) -> int:
         return len(self._running)
 
+    @property
+    def can_wait(self) -> bool:
+        """Whether nobody waits for a first token."""
+        return not self._waiting
+
+    @property
+    def steps_left(self) -> int:
+        """Decode steps until all that has come so far has ended, at most."""
+        running = [end - self._steps for end, _ in self._running]
+        return max(running + [tokens for *_, tokens in self._waiting], default=0)
+
+    @property
+    def steps_to_gain(self) -> int:
+        """Decode steps that were, or are to be, slower than they would be if it were packed."""
+        return 0 if self.packed else self._unpacked_steps + self.steps_left
+
     def add(self, request: int, prompt: int, tokens: int) -> None:
         if not 0 < prompt <= self._chunk:
             raise ValueError(f"A prompt has 1 to {self._chunk} tokens here, not {prompt}.")
@@ -60,6 +84,7 @@ class Batch:
                 longest = max(prompt for _, prompt, _ in self._prefilling)
                 return len(self._prefilling), len(self._prefilling) * longest
         self._decode_next = False
+        self._unpacked_steps += not self.packed
         return len(self._running), 0
 
     def end(self) -> tuple[list[int], list[int]]:

@@ -21,13 +21,22 @@ from typing import Any, TypeVar
 
 from benchmarks.common.measuring import say, undisturbed
 from benchmarks.common.prompts import prompts
-from benchmarks.fleet.times import Curve, ServerTimes
+from benchmarks.fleet.times import ServerTimes
+from gpt2serve.engine.packer import REST_SECONDS
+from gpt2serve.engine.turns import PACKED_SHARE
+from gpt2serve.engine.worker import STEPS_WORTH_PACKING
 
 BATCHES = (1, 2, 4, 8, 16, 32)
 PROMPT_LENGTHS = (4, 8, 32, 64, 120)
 _PROMPT_TOKENS = 8
 _TIMEOUT = 120.0
 _DATA = b"data: "
+#: Gaps between tokens of which the pace before and after packing is taken.
+_GAPS = 4
+#: A pace that is not even so much faster is the same.
+_SAME_PACE = 0.8
+#: In which a request surely begins.
+_BEGIN_SECONDS = 0.05
 
 _T = TypeVar("_T")
 
@@ -36,7 +45,8 @@ _T = TypeVar("_T")
 class Effort:
     """How often everything is done. tokens: of a sequence whose decoding is measured.
 
-    tries: how often a measurement is made that other work disturbs.
+    storm_tokens: of one beside which others are packed. tries: how often a measurement is made
+    that other work disturbs.
     """
 
     repeats: int
@@ -47,7 +57,7 @@ class Effort:
 
 
 FULL = Effort(repeats=5, loads=40, tokens=24, storm_tokens=400, tries=2)
-QUICK = Effort(repeats=2, loads=12, tokens=12, storm_tokens=150)
+QUICK = Effort(repeats=2, loads=12, tokens=12, storm_tokens=240)
 
 
 class Probe:
@@ -57,7 +67,10 @@ class Probe:
         self._url = url
 
     def generate(self, model: str, prompt: str, tokens: int, sequences: int = 1) -> dict[str, Any]:
-        """The server's timing in ms, with "wall_ms" as seen from here, and "prompt_tokens"."""
+        """The server's timing in ms, with "wall_ms" as seen from here, and "prompt_tokens".
+
+        "came" is when each of the tokens came, in seconds on a clock of its own.
+        """
         body = {
             "model": model,
             "prompt": prompt,
@@ -72,10 +85,16 @@ class Probe:
         )
         started = time.perf_counter()
         with urllib.request.urlopen(request, timeout=_TIMEOUT) as response:
-            *_, last, _done = (line for line in response if line.startswith(_DATA))
+            events = [(time.perf_counter(), line) for line in response if line.startswith(_DATA)]
         wall = 1000 * (time.perf_counter() - started)
+        *_, (_, last), _done = events
         end = json.loads(last.removeprefix(_DATA))
-        return {**end["timing"], "wall_ms": wall, "prompt_tokens": end["usage"]["prompt_tokens"]}
+        return {
+            **end["timing"],
+            "wall_ms": wall,
+            "prompt_tokens": end["usage"]["prompt_tokens"],
+            "came": [at for at, _ in events[: tokens * sequences]],
+        }
 
     def gauge(self, name: str) -> float:
         """A number of /metrics."""
@@ -124,22 +143,36 @@ class Calibration:
     def times(self) -> ServerTimes:
         say(f"loads: {self._cold_models} models for the first time, {self._effort.loads} again")
         first_load, load = self._watch("loads", self._loads, tries=1)
-        model_bytes, resident_bytes = self._sizes()
-        say("steps: decoding and prefill")
         tries = self._effort.tries
-        decode = self._watch("decode", self._decode, tries)
-        prefill = self._watch("prefill", self._prefill, tries)
+        say("packing")
+        packing_steps = self._watch("packing", self._packing_steps, tries)
+        model_bytes, resident_bytes = self._sizes()
+        say("steps: decoding and prefill, of a packed model and of cold ones")
+        self._pack_hot()
+        decode = self._watch("decode", lambda: self._decode(self._same, self._effort.tokens), tries)
+        prefill = self._watch("prefill", lambda: self._prefill(self._same), tries)
         overhead = self._watch("overhead", self._overhead, tries)
-        say("steps beside loads")
-        storm = self._watch("steps beside loads", lambda: self._storm(prefill), tries)
-        step_slowdown, load_slowdown = storm
+        few = min(self._effort.tokens, STEPS_WORTH_PACKING - 1)
+        unpacked_decode = self._watch(
+            "unpacked decode", lambda: self._decode(self._another, few), tries
+        )
+        unpacked_prefill = self._watch(
+            "unpacked prefill", lambda: self._prefill(self._another), tries
+        )
+        pack = max(0.0, packing_steps - (STEPS_WORTH_PACKING - 1) * decode[0][1])
+        say("steps beside packing")
+        packing, step = self._watch("steps beside packing", self._storm, tries)
+        alone = (1 + PACKED_SHARE) * unpacked_decode[0][1]
         return ServerTimes(
             decode=decode,
             prefill=prefill,
+            unpacked_decode=unpacked_decode,
+            unpacked_prefill=unpacked_prefill,
             load=load,
             first_load=first_load,
-            step_slowdown=max(1.0, step_slowdown),
-            load_slowdown=max(1.0, load_slowdown),
+            pack=pack,
+            packing_beside_steps=max(1.0, packing / pack) if pack else 1.0,
+            step_beside_packing=max(1.0, step / alone),
             overhead=overhead,
             model_bytes=model_bytes,
             resident_bytes=resident_bytes,
@@ -153,9 +186,20 @@ class Calibration:
         value: _T = told["value"]
         return value
 
+    def _same(self) -> str:
+        return self._hot
+
+    def _another(self) -> str:
+        """One that is not in memory."""
+        return next(self._colds)
+
+    def _pack_hot(self) -> None:
+        """While nothing else computes, a model is packed before its second token."""
+        self._probe.generate(self._hot, self._prompt, STEPS_WORTH_PACKING)
+
     def _cold(self) -> float:
         """Seconds that a request waited for its model."""
-        return self._ms("load", next(self._colds), 1) / 1000
+        return self._ms("load", self._another(), 1) / 1000
 
     def _ms(self, phase: str, model: str, tokens: int, sequences: int = 1) -> float:
         answer = self._probe.generate(model, self._prompt, tokens, sequences)
@@ -167,31 +211,42 @@ class Calibration:
         again = [self._cold() for _ in range(self._effort.loads)]
         return statistics.median(first), statistics.median(again)
 
+    def _packing_steps(self) -> float:
+        """Seconds from the first token of a cold model to the last, with its packing between.
+
+        The packing that is done during its prefill is neglected.
+        """
+        tokens = STEPS_WORTH_PACKING
+        times = [self._ms("decode", self._another(), tokens) for _ in range(self._effort.loads)]
+        return statistics.median(times) / 1000
+
     def _sizes(self) -> tuple[int, int]:
-        """Bytes of a model, as counted and as the process grew; the second is not less."""
+        """Bytes of a model, as counted and as the process grew; the second is not less.
+
+        All that are in memory are packed, and have let go of what they need not.
+        """
+        time.sleep(REST_SECONDS + 0.5)
         models = self._probe.gauge("models_resident")
         counted = self._probe.gauge("model_cache_used_bytes") / models
         grown = (resident_memory(self._process) - self._memory_before) / models
         return round(counted), round(max(counted, grown))
 
-    def _decode(self) -> tuple[tuple[float, float], ...]:
+    def _decode(self, model: Callable[[], str], tokens: int) -> tuple[tuple[float, float], ...]:
         """Seconds of a step by the number of sequences."""
-        tokens = self._effort.tokens
         points = []
         for batch in BATCHES:
             times = [
-                self._ms("decode", self._hot, tokens, batch)
-                for _ in range(self._effort.repeats + 1)
+                self._ms("decode", model(), tokens, batch) for _ in range(self._effort.repeats + 1)
             ][1:]  # the first finds its memory
             points.append((float(batch), statistics.median(times) / 1000 / (tokens - 1)))
         return tuple(points)
 
-    def _prefill(self) -> tuple[tuple[float, float], ...]:
+    def _prefill(self, model: Callable[[], str]) -> tuple[tuple[float, float], ...]:
         """Seconds of a step by the number of tokens."""
         points = []
         for length in PROMPT_LENGTHS:
             made = prompts(self._checkpoint, self._effort.repeats + 1, length)
-            answers = [self._probe.generate(self._hot, one["text"], 1) for one in made][1:]
+            answers = [self._probe.generate(model(), one["text"], 1) for one in made][1:]
             tokens = float(answers[0]["prompt_tokens"])
             points.append((tokens, statistics.median(a["prefill_ms"] for a in answers) / 1000))
         return tuple(points)
@@ -205,22 +260,40 @@ class Calibration:
             outside.append(answer["wall_ms"] - inside)
         return statistics.median(outside) / 1000
 
-    def _storm(self, prefill: Sequence[tuple[float, float]]) -> tuple[float, float]:
-        """One hot sequence beside one cold load after the other; both against their time alone.
+    def _storm(self) -> tuple[float, float]:
+        """Seconds until a model is packed beside another one's steps, and between its tokens.
 
-        The cold requests' own steps take turns with the hot one's and are subtracted.
+        A packed model decodes meanwhile; cold ones come one after the other.
         """
-        quiet = [self._cold() for _ in range(self._effort.loads // 2)]
-        alone = self._hot_seconds()
-        with ThreadPoolExecutor(1) as pool:
-            hot = pool.submit(self._hot_seconds)
-            beside = [self._cold()]
-            while not hot.done():
-                beside.append(self._cold())
-        others = len(beside) * Curve(prefill).at(_PROMPT_TOKENS)
-        step_slowdown = (hot.result() - others) / alone
-        return step_slowdown, statistics.median(beside) / statistics.median(quiet)
+        told: list[tuple[float, float]] = []
+        for _ in range(self._effort.repeats):
+            self._pack_hot()
+            with ThreadPoolExecutor(1) as pool:
+                hot = pool.submit(self._ms, "decode", self._hot, self._effort.storm_tokens)
+                time.sleep(_BEGIN_SECONDS)
+                while not hot.done() or not told:
+                    beside = self._packing_beside()
+                    if not hot.done() or not told:
+                        told.append(beside)
+        packing, between = zip(*told, strict=True)
+        return statistics.median(packing), statistics.median(between)
 
-    def _hot_seconds(self) -> float:
-        """Decoding of one sequence."""
-        return self._ms("decode", self._hot, self._effort.storm_tokens) / 1000
+    def _packing_beside(self) -> tuple[float, float]:
+        tokens = max(STEPS_WORTH_PACKING, self._effort.storm_tokens // 4)
+        answer = self._probe.generate(self._another(), self._prompt, tokens)
+        seconds, between = packed_after(answer["came"])
+        # It begins when the model is there.
+        return seconds + (answer["queue_ms"] + answer["prefill_ms"]) / 1000, between
+
+
+def packed_after(came: Sequence[float]) -> tuple[float, float]:
+    """When a model was packed, in seconds after its first token, and those between tokens before.
+
+    came: when its tokens came. They come at one pace before, and at a faster one afterwards.
+    """
+    seconds, steps = came[-1] - came[0], len(came) - 1
+    before = (came[_GAPS] - came[0]) / _GAPS
+    after = (came[-1] - came[-1 - _GAPS]) / _GAPS
+    if after >= _SAME_PACE * before:
+        return seconds, before  # not before the end
+    return max(0.0, seconds - steps * after) / (1 - after / before), before

@@ -48,8 +48,10 @@ def _what(results: dict[str, Any]) -> str:
 
 _SIMULATED = (
     "A discrete-event simulation of replicas behind a router. Which models are in memory is "
-    "decided by the server's own `ModelCache`, whose step follows by the scheduler's rules "
-    "(held against the real one by a property test), where a request goes as Envoy does it; "
+    "decided by the server's own `ModelCache`, whose turn it is by its `Turns`, which step follows "
+    "by the scheduler's rules (held against the real one by a property test), where a request goes "
+    "as Envoy does it. A cold model is loaded, computes unpacked, and is packed by the server's "
+    "rules; "
     "only the time that work takes is put in from outside."
 )
 _MISSING = (

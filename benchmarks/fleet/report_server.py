@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from benchmarks.common import tables
@@ -13,19 +13,41 @@ Entry = dict[str, Any]
 _MUCH_MORE = 1.15
 
 
+def _points(points: Sequence[Sequence[float]]) -> str:
+    return ", ".join(f"{place:.0f}: {1000 * seconds:.1f} ms" for place, seconds in points)
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{1000 * seconds:.1f} ms"
+
+
+def _factor(value: float) -> str:
+    return f"{value:.2f}x as long"
+
+
+def _megabytes(size: float) -> str:
+    return f"{size / 1e6:.0f} MB"
+
+
+_ROWS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
+    ("decode", "decode step by sequences", _points),
+    ("prefill", "prefill step by tokens", _points),
+    ("unpacked_decode", "decode step, not packed yet", _points),
+    ("unpacked_prefill", "first prefill of a cold model", _points),
+    ("load", "load of a model", _milliseconds),
+    ("first_load", "the first one, hashes checked", _milliseconds),
+    ("pack", "packing a model, alone", _milliseconds),
+    ("packing_beside_steps", "packing beside steps", _factor),
+    ("step_beside_packing", "a step beside packing", _factor),
+    ("overhead", "a request outside of the engine", _milliseconds),
+    ("model_bytes", "memory of a model, as the server counts it", _megabytes),
+    ("resident_bytes", "and as its process grows", _megabytes),
+)
+
+
 def times_table(results: dict[str, Any]) -> str:
     times = results["times"]
-    rows = [
-        ("decode step by sequences", _points(times["decode"])),
-        ("prefill step by tokens", _points(times["prefill"])),
-        ("load of a model", f"{1000 * times['load']:.0f} ms"),
-        ("the first one, hashes checked", f"{1000 * times['first_load']:.0f} ms"),
-        ("a step during a load", f"{times['step_slowdown']:.2f}x as long"),
-        ("a load beside steps", f"{times['load_slowdown']:.2f}x as long"),
-        ("a request outside of the engine", f"{1000 * times['overhead']:.1f} ms"),
-        ("memory of a model, as the server counts it", f"{times['model_bytes'] / 1e6:.0f} MB"),
-        ("and as its process grows", f"{times['resident_bytes'] / 1e6:.0f} MB"),
-    ]
+    rows = [(label, told(times[name])) for name, label, told in _ROWS if name in times]
     return tables.paragraphs(
         tables.table(("weights in the page cache", ""), rows), _uncounted(times)
     )
@@ -40,10 +62,6 @@ def _uncounted(times: dict[str, Any]) -> str:
         "models than its budget is meant for. Predictions beside measurements count as the server "
         "does; fleets count what is really taken."
     )
-
-
-def _points(points: Sequence[Sequence[float]]) -> str:
-    return ", ".join(f"{place:.0f}: {1000 * seconds:.1f} ms" for place, seconds in points)
 
 
 def validation(results: dict[str, Any]) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 
 #: Steps are looked up, not computed: the server's batches and chunks are not larger than that.
 _TABLE = 257
-_CURVES = ("decode", "prefill")
+_CURVES = ("decode", "prefill", "unpacked_decode", "unpacked_prefill")
 
 
 class Curve:
@@ -39,19 +39,26 @@ class ServerTimes:
     """Seconds, and the bytes of a loaded model.
 
     decode: of a step, by its sequences. prefill: of a step, by its tokens, padding included.
-    load: from the request to the loaded model, if nothing else happens. first_load: the same if
-    this process never had the model, so that its hashes are checked too. step_slowdown: a step
-    takes that many times as long while a model is being loaded, and a load takes load_slowdown
-    times as long while steps run. overhead: what a request takes outside of the engine.
-    model_bytes: as the server's cache counts a model. resident_bytes: as its memory grows by one.
+    unpacked_decode, unpacked_prefill: the same of a model that was loaded and not yet packed.
+    load: from the request to the model that can work, if nothing else happens. first_load: the
+    same if this process never had the model, so that its hashes are checked too. pack: of packing
+    a model while nothing else computes. packing_beside_steps: times as long that it takes while
+    steps run. step_beside_packing: times as long that a step takes while a model is packed.
+    overhead: what a request takes outside of the engine. model_bytes: as the server's cache
+    counts a model. resident_bytes: as its memory grows by one that is packed.
+
+    A server whose models have one form only has it twice, and `pack` is 0.
     """
 
     decode: tuple[tuple[float, float], ...]
     prefill: tuple[tuple[float, float], ...]
+    unpacked_decode: tuple[tuple[float, float], ...]
+    unpacked_prefill: tuple[tuple[float, float], ...]
     load: float
     first_load: float
-    step_slowdown: float
-    load_slowdown: float
+    pack: float
+    packing_beside_steps: float
+    step_beside_packing: float
     overhead: float
     model_bytes: int
     resident_bytes: int

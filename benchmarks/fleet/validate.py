@@ -18,6 +18,7 @@ from benchmarks.fleet.routing import Uniform
 from benchmarks.fleet.simulation import Fleet
 from benchmarks.fleet.times import ServerTimes
 from benchmarks.fleet.trace import recorded
+from gpt2serve.engine.worker import STEPS_WORTH_PACKING
 
 ZIPF = 1.0
 
@@ -36,7 +37,8 @@ class Validation:
         self._times, self._settings = times, settings
         self._ranks = {model: rank for rank, model in enumerate(models)}
         places = settings.cache_bytes // times.model_bytes
-        #: Asked for one after the other before the traffic: more than fit, popular ones last.
+        #: Asked for one after the other before the traffic, and packed then: more than fit,
+        #: popular ones last.
         self._prime = list(range(min(len(self._models), places + 2)))[::-1]
 
     def compare(
@@ -48,7 +50,7 @@ class Validation:
 
         def drive() -> dict[str, Any]:
             for rank in self._prime:
-                probe.generate(self._models[rank], "the", 1)
+                probe.generate(self._models[rank], "the", STEPS_WORTH_PACKING)
             return dict(clients.call("run", **self._measurement(rate, seconds, seed)))
 
         told = undisturbed(drive, [self._server.pid, clients.pid], tries)

@@ -44,11 +44,16 @@ def test_what_is_measured_and_what_is_predicted_are_about_the_same_requests(
         checks = Validation(server, MODELS, times, settings)
         told = checks.compare(clients, rate=20.0, seconds=2.0, seed=1)
     assert [one["what"] for one in watched] == [
-        *("loads", "decode", "prefill", "overhead", "steps beside loads")
+        *("loads", "packing", "decode", "prefill", "overhead"),
+        *("unpacked decode", "unpacked prefill", "steps beside packing"),
     ]
     assert all(0 <= one["others"] <= 1 for one in watched)
     assert 0 < times.load < 5
     assert 0 < times.decode[0][1] < 1
+    assert 0 < times.unpacked_decode[0][1] < 1
+    assert 0 <= times.pack < 5
+    assert times.packing_beside_steps >= 1
+    assert times.step_beside_packing >= 1
     assert size <= times.model_bytes <= size * 2
     assert told["measured"]["requests"] == told["predicted"]["requests"] > 10
     assert told["measured"]["failed"] == told["predicted"]["failed"] == 0

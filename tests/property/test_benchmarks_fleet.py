@@ -25,10 +25,13 @@ CHUNK, BATCH = 16, 4
 TIMES = ServerTimes(
     decode=((1, 0.010), (4, 0.016)),
     prefill=((1, 0.010), (16, 0.025)),
+    unpacked_decode=((1, 0.015), (4, 0.021)),
+    unpacked_prefill=((1, 0.015), (16, 0.035)),
     load=0.2,
     first_load=0.3,
-    step_slowdown=1.5,
-    load_slowdown=1.25,
+    pack=0.1,
+    packing_beside_steps=2.0,
+    step_beside_packing=1.5,
     overhead=0.0,
     model_bytes=100,
     resident_bytes=100,
@@ -107,6 +110,8 @@ def test_a_batch_does_what_the_scheduler_does(steps: list[tuple[int, int] | None
             first, ended = batch.end()
             assert (sorted(first), sorted(ended)) == real.end()
         assert batch.has_work == real.scheduler.has_work
+        assert batch.steps_left == real.scheduler.steps_left
+        assert batch.can_wait == (not real.scheduler.waiting)
     assert not batch.has_work
 
 
@@ -139,11 +144,14 @@ class Real:
         return rows, rows * max(request.prompt_length for request in self.requests)
 
     def end(self) -> tuple[list[int], list[int]]:
-        first = []
+        first, joined = [], []
         if isinstance(self.plan, Prefill):
             for request in self.requests:
                 self.scheduler.join(request)
+                joined += request.sequences
                 first.append(self.numbers[id(request)])
+        for sequence in joined or self.scheduler.running:
+            sequence.row.history.append(0)
         concerned = first or [self.numbers[id(s.request)] for s in self.scheduler.running]
         for number in concerned:
             self.left[number] -= 1

@@ -22,9 +22,9 @@ from benchmarks.fleet import __main__ as command
 from benchmarks.fleet import answers as answers_module
 from benchmarks.fleet import report, report_needed
 from benchmarks.fleet.answers import Answers, Wishes
-from benchmarks.fleet.calibrate import Calibration, Effort, Probe
+from benchmarks.fleet.calibrate import Calibration, Effort, Probe, packed_after
 from benchmarks.fleet.figures import Requests, figures, relative_errors
-from benchmarks.fleet.loader import NEVER, Loader
+from benchmarks.fleet.loader import NEVER, Loader, Packer
 from benchmarks.fleet.questions import Case, LossPlan, loss, replicas_needed
 from benchmarks.fleet.replica import Settings
 from benchmarks.fleet.routing import Ring, Uniform
@@ -33,14 +33,18 @@ from benchmarks.fleet.times import Curve, ServerTimes
 from benchmarks.fleet.trace import Popularity, recorded
 from benchmarks.fleet.validate import measured_requests, rates
 from benchmarks.fleet.warm import Past
+from gpt2serve.engine.worker import STEPS_WORTH_PACKING
 
 TIMES = ServerTimes(
     decode=((1, 0.010), (2, 0.012), (4, 0.020)),
     prefill=((4, 0.010), (8, 0.012)),
+    unpacked_decode=((1, 0.015), (4, 0.030)),
+    unpacked_prefill=((4, 0.020), (8, 0.022)),
     load=0.2,
     first_load=0.3,
-    step_slowdown=1.5,
-    load_slowdown=2.0,
+    pack=0.1,
+    packing_beside_steps=2.0,
+    step_beside_packing=1.5,
     overhead=0.001,
     model_bytes=100,
     resident_bytes=150,
@@ -83,21 +87,79 @@ def test_reading_from_the_disk_comes_on_top() -> None:
     assert read.model_bytes == 150
 
 
-def test_a_load_goes_on_slower_beside_steps() -> None:
+def test_loads_come_one_after_the_other_and_hashes_are_checked_once() -> None:
     loader = Loader(TIMES)
     loader.load("7", 0.0)
-    loader.load("8", 0.0)
+    loader.load("8", 0.1)
     assert loader.end == pytest.approx(0.3)
-    loader.pace(0.1, beside_steps=True)
-    assert loader.end == pytest.approx(0.1 + 2 * 0.2)
-    loader.pace(0.3, beside_steps=False)
-    assert loader.end == pytest.approx(0.3 + 0.1)
     assert loader.finish(loader.end) == "7"
-    assert loader.end == pytest.approx(0.7)
+    assert loader.end == pytest.approx(0.6)
     assert loader.finish(loader.end) == "8"
-    assert (loader.end, loader.busy) == (NEVER, False)
+    assert loader.end == NEVER
     loader.load("7", 1.0)
-    assert loader.end == pytest.approx(1.2)  # its hashes were checked
+    assert loader.end == pytest.approx(1.2)
+
+
+def test_packing_goes_on_slower_beside_steps() -> None:
+    packer = Packer(TIMES)
+    packer.pace(0.0, beside_steps=True)
+    packer.pack(1.0)
+    assert packer.end == pytest.approx(1.2)
+    packer.pace(1.1, beside_steps=False)
+    assert packer.end == pytest.approx(1.15)
+    packer.pace(1.12, beside_steps=True)
+    assert packer.end == pytest.approx(1.18)
+    assert packer.busy
+    packer.finish()
+    packer.pace(1.5, beside_steps=False)
+    assert (packer.end, packer.busy) == (NEVER, False)
+
+
+# -- one replica --------------------------------------------------------------------------
+
+
+def alone(rows: list[tuple[float, int, int, int]], warm: list[int]) -> Requests:
+    """Answers of one replica for (time, model, prompt, tokens), without the overhead."""
+    times = replace(TIMES, overhead=0.0)
+    fleet = Fleet(1, First(0), times, Settings(cache_bytes=300), recorded(rows))
+    fleet.warm([warm], lambda _replica, _model: False)
+    return fleet.run().requests
+
+
+def test_a_cold_model_makes_its_first_token_unpacked_and_then_waits_to_be_packed() -> None:
+    answer = alone([(0.0, 0, 4, 30)], [])
+    # The prefill and the packing disturb each other.
+    prefill = 1.5 * 0.020
+    assert answer.first.tolist() == pytest.approx([0.3 + prefill])
+    packed = 0.3 + prefill + (0.1 - prefill / 2)
+    assert answer.total.tolist() == pytest.approx([packed + 29 * 0.010])
+    assert answer.hits.tolist() == [False]
+
+
+def test_a_first_token_does_not_wait_for_packing() -> None:
+    answer = alone([(0.0, 0, 4, 30), (0.34, 0, 4, 1)], [])
+    # A decode step comes between two prefills, as always.
+    assert answer.first[1] == pytest.approx(1.5 * (0.015 + 0.020))
+
+
+def test_a_model_with_few_steps_is_packed_when_they_have_become_many() -> None:
+    few = STEPS_WORTH_PACKING - 1
+    rows = [(at, 0, 4, few) for at in (0.0, 2.0, 4.0)]
+    cold, second, third = (alone(rows, []).total - [0.3, 0.0, 0.0]).tolist()
+    assert cold == pytest.approx(0.020 + (few - 1) * 0.015)
+    # The packing begins with the second request, which waits for it and gains from it.
+    prefill = 1.5 * 0.020
+    assert second == pytest.approx(0.1 + prefill / 2 + (few - 1) * 0.010)
+    assert third == pytest.approx(0.010 + (few - 1) * 0.010)
+
+
+def test_packed_models_have_two_thirds_of_the_time_beside_unpacked_ones() -> None:
+    few = STEPS_WORTH_PACKING - 1
+    answer = alone([(0.0, 0, 4, 300), (0.0, 1, 4, few)], [0])
+    assert (answer.total - answer.first)[1] == pytest.approx((few - 1) * 3 * 0.015, rel=0.05)
+    # Two that are packed have the same share.
+    answer = alone([(0.0, 0, 4, 300), (0.0, 1, 4, few)], [0, 1])
+    assert (answer.total - answer.first)[1] == pytest.approx((few - 1) * 2 * 0.010, rel=0.05)
 
 
 # -- figures ------------------------------------------------------------------------------
@@ -200,7 +262,7 @@ def test_until_the_router_knows_requests_go_to_the_lost_replica_first() -> None:
     broken, stranded, meanwhile, later = outcome.requests.first.tolist()
     assert broken == np.inf
     # Its connection was closed at 4.0; then its model was loaded elsewhere.
-    assert stranded == pytest.approx(3.1 + 0.2 + 0.010 + 0.001)
+    assert stranded == pytest.approx(3.1 + 0.2 + 0.020 + 0.001)
     assert meanwhile == pytest.approx(0.5 + 0.010 + 0.001)
     assert later == pytest.approx(0.010 + 0.001)
 
@@ -230,7 +292,7 @@ def test_requests_on_a_lost_replica_are_counted_and_its_models_move() -> None:
 
 
 class Fake(BaseHTTPRequestHandler):
-    """Streams as the server does; every second request finds its model cold."""
+    """Streams as the server does. Every model is cold, and all but "a" are packed in 0.1 s."""
 
     seen = 0
 
@@ -239,8 +301,15 @@ class Fake(BaseHTTPRequestHandler):
         Fake.seen += 1
         timing = {"queue_ms": 0.0, "load_ms": 200.0, "prefill_ms": 10.0}
         timing["decode_ms"] = 5.0 * (body["max_new_tokens"] - 1) * body["num_return_sequences"]
-        end = {"usage": {"prompt_tokens": len(body["prompt"].split())}, "timing": timing}
-        events = ['{"index": 0, "token": {}}', json.dumps(end), "[DONE]"]
+        if body["model"] != "a" and body["max_new_tokens"] >= STEPS_WORTH_PACKING:
+            timing["decode_ms"] += 100.0
+        tokens = ['{"index":0,"token":{}}'] * body["max_new_tokens"]
+        end = {
+            "model_version": "v",
+            "usage": {"prompt_tokens": len(body["prompt"].split())},
+            "timing": timing,
+        }
+        events = [*tokens, json.dumps(end), "[DONE]"]
         self._answer("".join(f"data: {event}\n\n" for event in events))
 
     def do_GET(self) -> None:
@@ -281,9 +350,20 @@ def test_a_calibration_reads_what_the_server_tells() -> None:
     assert times.decode[-1] == (32.0, pytest.approx(0.160))
     assert dict(times.prefill)[8.0] == pytest.approx(0.010)
     assert (times.load, times.first_load, times.model_bytes) == (0.2, 0.2, 100)
-    assert (times.step_slowdown, times.load_slowdown) == (1.0, 1.0)
-    assert [one["what"] for one in watched][:2] == ["loads", "decode"]
+    assert times.pack == pytest.approx(0.1)
+    assert times.unpacked_decode == times.decode
+    assert times.unpacked_prefill == times.prefill
+    # Here all tokens come at once.
+    assert (times.packing_beside_steps, times.step_beside_packing) == (1.0, 1.0)
+    assert [one["what"] for one in watched][:2] == ["loads", "packing"]
     assert all("others" in one for one in watched)
+
+
+def test_the_pace_of_tokens_tells_when_a_model_was_packed() -> None:
+    slow, fast = 0.030 * np.arange(21), 0.6 + 0.010 * np.arange(1, 31)
+    assert packed_after([5.0, *(5.0 + slow[1:]), *(5.0 + fast)]) == pytest.approx((0.6, 0.030))
+    # Never, or after the last token.
+    assert packed_after(slow.tolist()) == pytest.approx((0.6, 0.030))
 
 
 def test_rates_are_shares_of_what_one_after_the_other_allows() -> None:
