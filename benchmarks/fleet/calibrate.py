@@ -31,10 +31,8 @@ PROMPT_LENGTHS = (4, 8, 32, 64, 120)
 _PROMPT_TOKENS = 8
 _TIMEOUT = 120.0
 _DATA = b"data: "
-#: Gaps between tokens of which the pace before and after packing is taken.
+#: Gaps between tokens of which the pace beside packing is taken: it has surely not ended then.
 _GAPS = 4
-#: A pace that is not even so much faster is the same.
-_SAME_PACE = 0.8
 #: In which a request surely begins.
 _BEGIN_SECONDS = 0.05
 
@@ -100,10 +98,15 @@ class Probe:
         """A number of /metrics."""
         with urllib.request.urlopen(self._url + "/metrics", timeout=_TIMEOUT) as response:
             text = response.read().decode()
-        match = re.search(rf"^gpt2serve_{name} (\S+)$", text, re.MULTILINE)
+        match = re.search(rf"^gpt2serve_{re.escape(name)} (\S+)$", text, re.MULTILINE)
         if match is None:
             raise RuntimeError(f"{self._url}/metrics has no gpt2serve_{name}.")
         return float(match[1])
+
+    def packs(self) -> tuple[float, float]:
+        """Models packed so far, of which there must be one, and the seconds that it took."""
+        name = 'model_load_phase_seconds_{}{{phase="pack"}}'
+        return self.gauge(name.format("count")), self.gauge(name.format("sum"))
 
 
 def resident_memory(process: int) -> int:
@@ -145,7 +148,7 @@ class Calibration:
         first_load, load = self._watch("loads", self._loads, tries=1)
         tries = self._effort.tries
         say("packing")
-        packing_steps = self._watch("packing", self._packing_steps, tries)
+        pack = self._watch("packing", self._pack, tries)
         model_bytes, resident_bytes = self._sizes()
         say("steps: decoding and prefill, of a packed model and of cold ones")
         self._pack_hot()
@@ -159,7 +162,6 @@ class Calibration:
         unpacked_prefill = self._watch(
             "unpacked prefill", lambda: self._prefill(self._another), tries
         )
-        pack = max(0.0, packing_steps - (STEPS_WORTH_PACKING - 1) * decode[0][1])
         say("steps beside packing")
         packing, step = self._watch("steps beside packing", self._storm, tries)
         alone = (1 + PACKED_SHARE) * unpacked_decode[0][1]
@@ -171,7 +173,7 @@ class Calibration:
             load=load,
             first_load=first_load,
             pack=pack,
-            packing_beside_steps=max(1.0, packing / pack) if pack else 1.0,
+            packing_beside_steps=max(1.0, packing / pack),
             step_beside_packing=max(1.0, step / alone),
             overhead=overhead,
             model_bytes=model_bytes,
@@ -211,14 +213,14 @@ class Calibration:
         again = [self._cold() for _ in range(self._effort.loads)]
         return statistics.median(first), statistics.median(again)
 
-    def _packing_steps(self) -> float:
-        """Seconds from the first token of a cold model to the last, with its packing between.
-
-        The packing that is done during its prefill is neglected.
-        """
-        tokens = STEPS_WORTH_PACKING
-        times = [self._ms("decode", self._another(), tokens) for _ in range(self._effort.loads)]
-        return statistics.median(times) / 1000
+    def _pack(self) -> float:
+        """Seconds of packing a model that has nothing but its prefill beside it."""
+        self._pack_hot()
+        count, seconds = self._probe.packs()
+        for _ in range(self._effort.loads):
+            self._probe.generate(self._another(), self._prompt, STEPS_WORTH_PACKING)
+        count_after, seconds_after = self._probe.packs()
+        return (seconds_after - seconds) / (count_after - count)
 
     def _sizes(self) -> tuple[int, int]:
         """Bytes of a model, as counted and as the process grew; the second is not less.
@@ -261,39 +263,23 @@ class Calibration:
         return statistics.median(outside) / 1000
 
     def _storm(self) -> tuple[float, float]:
-        """Seconds until a model is packed beside another one's steps, and between its tokens.
+        """Seconds of packing a model beside another one's steps, and between its tokens then.
 
         A packed model decodes meanwhile; cold ones come one after the other.
         """
-        told: list[tuple[float, float]] = []
+        tokens = max(STEPS_WORTH_PACKING, self._effort.storm_tokens // 4)
+        between: list[float] = []
+        count = seconds = 0.0
         for _ in range(self._effort.repeats):
             self._pack_hot()
+            before = self._probe.packs()
             with ThreadPoolExecutor(1) as pool:
                 hot = pool.submit(self._ms, "decode", self._hot, self._effort.storm_tokens)
                 time.sleep(_BEGIN_SECONDS)
-                while not hot.done() or not told:
-                    beside = self._packing_beside()
-                    if not hot.done() or not told:
-                        told.append(beside)
-        packing, between = zip(*told, strict=True)
-        return statistics.median(packing), statistics.median(between)
-
-    def _packing_beside(self) -> tuple[float, float]:
-        tokens = max(STEPS_WORTH_PACKING, self._effort.storm_tokens // 4)
-        answer = self._probe.generate(self._another(), self._prompt, tokens)
-        seconds, between = packed_after(answer["came"])
-        # It begins when the model is there.
-        return seconds + (answer["queue_ms"] + answer["prefill_ms"]) / 1000, between
-
-
-def packed_after(came: Sequence[float]) -> tuple[float, float]:
-    """When a model was packed, in seconds after its first token, and those between tokens before.
-
-    came: when its tokens came. They come at one pace before, and at a faster one afterwards.
-    """
-    seconds, steps = came[-1] - came[0], len(came) - 1
-    before = (came[_GAPS] - came[0]) / _GAPS
-    after = (came[-1] - came[-1 - _GAPS]) / _GAPS
-    if after >= _SAME_PACE * before:
-        return seconds, before  # not before the end
-    return max(0.0, seconds - steps * after) / (1 - after / before), before
+                while not hot.done() or not between:
+                    came = self._probe.generate(self._another(), self._prompt, tokens)["came"]
+                    between.append((came[_GAPS] - came[0]) / _GAPS)
+            after = self._probe.packs()
+            count += after[0] - before[0]
+            seconds += after[1] - before[1]
+        return seconds / max(1.0, count), statistics.median(between)

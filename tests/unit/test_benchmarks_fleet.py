@@ -22,7 +22,7 @@ from benchmarks.fleet import __main__ as command
 from benchmarks.fleet import answers as answers_module
 from benchmarks.fleet import report, report_needed
 from benchmarks.fleet.answers import Answers, Wishes
-from benchmarks.fleet.calibrate import Calibration, Effort, Probe, packed_after
+from benchmarks.fleet.calibrate import Calibration, Effort, Probe
 from benchmarks.fleet.figures import Requests, figures, relative_errors
 from benchmarks.fleet.loader import NEVER, Loader, Packer
 from benchmarks.fleet.questions import Case, LossPlan, loss, replicas_needed
@@ -292,17 +292,15 @@ def test_requests_on_a_lost_replica_are_counted_and_its_models_move() -> None:
 
 
 class Fake(BaseHTTPRequestHandler):
-    """Streams as the server does. Every model is cold, and all but "a" are packed in 0.1 s."""
+    """Streams as the server does. Every model is cold, and packed in 0.1 s."""
 
-    seen = 0
+    packs = 0
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        Fake.seen += 1
         timing = {"queue_ms": 0.0, "load_ms": 200.0, "prefill_ms": 10.0}
         timing["decode_ms"] = 5.0 * (body["max_new_tokens"] - 1) * body["num_return_sequences"]
-        if body["model"] != "a" and body["max_new_tokens"] >= STEPS_WORTH_PACKING:
-            timing["decode_ms"] += 100.0
+        Fake.packs += body["max_new_tokens"] >= STEPS_WORTH_PACKING
         tokens = ['{"index":0,"token":{}}'] * body["max_new_tokens"]
         end = {
             "model_version": "v",
@@ -313,7 +311,12 @@ class Fake(BaseHTTPRequestHandler):
         self._answer("".join(f"data: {event}\n\n" for event in events))
 
     def do_GET(self) -> None:
-        self._answer("gpt2serve_models_resident 4.0\ngpt2serve_model_cache_used_bytes 4e+02\n")
+        phase = "gpt2serve_model_load_phase_seconds"
+        self._answer(
+            "gpt2serve_models_resident 4.0\ngpt2serve_model_cache_used_bytes 4e+02\n"
+            f'{phase}_count{{phase="pack"}} {Fake.packs}\n'
+            f'{phase}_sum{{phase="pack"}} {Fake.packs / 10}\n'
+        )
 
     def _answer(self, text: str) -> None:
         self.send_response(200)
@@ -357,13 +360,6 @@ def test_a_calibration_reads_what_the_server_tells() -> None:
     assert (times.packing_beside_steps, times.step_beside_packing) == (1.0, 1.0)
     assert [one["what"] for one in watched][:2] == ["loads", "packing"]
     assert all("others" in one for one in watched)
-
-
-def test_the_pace_of_tokens_tells_when_a_model_was_packed() -> None:
-    slow, fast = 0.030 * np.arange(21), 0.6 + 0.010 * np.arange(1, 31)
-    assert packed_after([5.0, *(5.0 + slow[1:]), *(5.0 + fast)]) == pytest.approx((0.6, 0.030))
-    # Never, or after the last token.
-    assert packed_after(slow.tolist()) == pytest.approx((0.6, 0.030))
 
 
 def test_rates_are_shares_of_what_one_after_the_other_allows() -> None:
