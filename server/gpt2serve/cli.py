@@ -116,7 +116,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 async def _serve(engine: EngineSettings, server: ServerSettings) -> int:
     # Imported here, so that --help and a wrong option do not wait for onnxruntime.
-    from gpt2serve.api.serving import listen, serve
+    from gpt2serve.api.serving import allow_open_files, listen, serve
     from gpt2serve.app import create_app, service_of
 
     try:
@@ -124,6 +124,7 @@ async def _serve(engine: EngineSettings, server: ServerSettings) -> int:
     except OSError as error:
         reason = error.strerror or error
         return _fail(f"Cannot listen on {server.host}:{server.port}: {reason}.", EXIT_FAILED)
+    allow_open_files()
     with listener:
         try:
             app = create_app(settings=engine, server_settings=server)

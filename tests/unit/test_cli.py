@@ -190,3 +190,14 @@ def test_options_are_answered_before_heavy_imports() -> None:
         "assert not {'litestar', 'onnxruntime', 'uvicorn'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_as_many_open_files_as_the_system_allows() -> None:
+    """In a process of its own, which begins with a small limit."""
+    program = (
+        "import resource; from gpt2serve.api.serving import allow_open_files;"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (256, 700)); allow_open_files();"
+        "print(resource.getrlimit(resource.RLIMIT_NOFILE))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout == "(700, 700)\n", done.stderr

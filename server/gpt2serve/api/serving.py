@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import resource
 import signal
 import socket
 import time
@@ -33,6 +34,16 @@ def listen(host: str, port: int) -> socket.socket:
     """A listening socket; raises `OSError`."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     return socket.create_server((host, port), family=family, backlog=2048)
+
+
+def allow_open_files() -> None:
+    """Raise this process's limit of open files to what the system allows it.
+
+    Each client is one, and each model of a store at a URL; the usual limit is 1024.
+    """
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):  # macOS has another limit besides
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 async def serve(app: Litestar, service: Service, listener: socket.socket) -> None:
