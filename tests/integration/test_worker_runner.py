@@ -13,7 +13,7 @@ from gpt2serve.engine.kv_cache import KVShape
 from gpt2serve.engine.memory import HostMemory
 from gpt2serve.engine.runner import Batch, Floats, Form, Runner, Shapes
 from gpt2serve.errors import CorruptPackage
-from gpt2serve.package import package_path, read_manifest
+from gpt2serve.package import GRAPH_FILE, package_path, read_manifest
 from tests.integration.engine_support import REAGAN, THREADS, WASHINGTON
 
 VOCABULARY = 4095
@@ -225,3 +225,18 @@ def test_a_package_that_was_replaced_is_not_packed(sample_store: Path, tmp_path:
         pack(runner)
     shutil.rmtree(tmp_path / "old")
     assert np.array_equal(generation(runner, pack_before=None), expected)
+
+
+def test_a_damaged_graph_is_not_taken_for_the_shape_of_others(
+    sample_store: Path, tmp_path: Path
+) -> None:
+    """What is made ready at start comes from a package that nobody has checked."""
+    package = package_path(tmp_path, REAGAN, "cpu", "int8")
+    shutil.copytree(package_path(sample_store, REAGAN, "cpu", "int8"), package)
+    graph = bytearray((package / GRAPH_FILE).read_bytes())
+    graph[-1] ^= 1
+    (package / GRAPH_FILE).write_bytes(graph)
+    shapes = Shapes()
+    with pytest.raises(CorruptPackage, match="differs"):
+        shapes.warm(package, read_manifest(package))
+    assert load(sample_store, "int8", shapes).packed is False

@@ -13,6 +13,7 @@ as much as sampling does.
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -120,10 +121,13 @@ class Shapes:
         self._known: OrderedDict[str, Shape] = OrderedDict()
 
     def of(self, package: Path, manifest: Manifest) -> Shape:
-        """Raises what onnx or onnxruntime raises for a graph that they cannot read."""
+        """Raises `CorruptPackage`, or what onnx and onnxruntime raise for what is no graph."""
         key = manifest.files[GRAPH_FILE].sha256
         if key not in self._known:
             model = (package / GRAPH_FILE).read_bytes()
+            # Whatever checked the package: all models that name this hash will compute with it.
+            if hashlib.sha256(model).hexdigest() != key:
+                raise CorruptPackage(f"{package}: {GRAPH_FILE} differs from the manifest's sha256.")
             graph = unpacked(model)
             self._known[key] = Shape(_session(graph.model, "cpu"), graph, in_parts(model))
             if len(self._known) > _SHAPES_REMEMBERED:
