@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import shutil
 import socket
 import socketserver
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -21,6 +23,12 @@ import obstore
 from obstore.store import S3Store
 
 KEY, SECRET, REGION = "test-key", "test-secret", "us-east-1"
+
+
+def program() -> str | None:
+    """SeaweedFS, of this Python's own environment if it is there."""
+    here = str(Path(sys.executable).parent)
+    return shutil.which("weed", path=os.pathsep.join([here, os.environ.get("PATH", "")]))
 
 
 @contextlib.contextmanager
@@ -40,7 +48,7 @@ def running(folder: Path) -> Iterator[int]:
         for name, pair in chosen.items()
         for suffix, port in zip(("", ".grpc"), pair, strict=True)
     ]
-    weed = shutil.which("weed")
+    weed = program()
     assert weed is not None
     with (folder / "log").open("w") as log:
         process = subprocess.Popen(

@@ -404,10 +404,13 @@ def test_costs_come_from_the_results_of_others() -> None:
     times = ServerTimes(
         decode=((1, 0.006), (2, 0.007)),
         prefill=((8, 0.009),),
+        unpacked_decode=((1, 0.009),),
+        unpacked_prefill=((8, 0.02),),
         load=0.1,
         first_load=0.2,
-        step_slowdown=1.0,
-        load_slowdown=1.0,
+        pack=0.05,
+        packing_beside_steps=1.0,
+        step_beside_packing=1.0,
         overhead=0.001,
         model_bytes=150,
         resident_bytes=200,
@@ -417,7 +420,7 @@ def test_costs_come_from_the_results_of_others() -> None:
         for cache, first in (("warm", 100.0), ("warm", 120.0), ("warm", 150.0), ("cold", 400.0))
     ]
     made = costs.from_results({"prompt_tokens": 8, "starts": cold}, {"times": times.as_json()})
-    assert made == Costs(110.0, 110.0, 10.0, 6.0, 150)
+    assert made == Costs(110.0, 160.0, 10.0, 6.0, 150)
     assert made.load_seconds(300) == pytest.approx(0.22)
     assert made.answer_seconds(11) == pytest.approx(0.07)
 
