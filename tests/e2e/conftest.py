@@ -7,7 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.e2e.browser_support import browser, console, context, page
 from tests.e2e.server_support import Server
+
+__all__ = ["browser", "console", "context", "page", "serve"]
 
 
 @pytest.fixture
