@@ -8,12 +8,20 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from litestar import Litestar
+from litestar import Litestar, Request, Response, post
+from litestar.di import NamedDependency
+from litestar.params import FromQuery
 
 from gpt2serve import errors
+from gpt2serve.api.exchange import Exchange
+from gpt2serve.api.generation import GENERATION, Ask, begin
+from gpt2serve.api.problems import Problem
+from gpt2serve.api.router import build_router
+from gpt2serve.api.service import Service
 from gpt2serve.app import create_router, service_of
-from gpt2serve.engine.events import Token
-from gpt2serve.engine.stream import Delivery
+from gpt2serve.engine.events import Event, Token
+from gpt2serve.engine.params import SamplingParams
+from gpt2serve.engine.stream import Delivery, TokenStream
 from tests.unit.api_support import (
     DONE,
     GOOD,
@@ -521,3 +529,87 @@ def test_an_engine_handed_in_is_not_closed() -> None:
 
     asyncio.run(main())
     assert served.engine.closed == 0
+
+
+# -- several prompts in one request --------------------------------------------------------------
+
+
+class PairFrames:
+    def events(self, ask: int, events: list[Event]) -> bytes:
+        return f"{ask}:{len(events)};".encode()
+
+    def end(self) -> bytes:
+        return b"end"
+
+    def error(self, problem: Problem) -> bytes:
+        return problem.code.encode()
+
+
+@post("/pair", status_code=200, opt=GENERATION)
+async def pair(
+    request: Request[Any, Any, Any],
+    service: NamedDependency[Service],
+    exchange: NamedDependency[Exchange],
+    stream: FromQuery[bool],
+) -> Response[Any]:
+    asks = [Ask(PROMPT, SamplingParams()), Ask(PROMPT, SamplingParams())]
+    running = await begin(request, service, exchange, "me/model", asks, stream=stream)
+    if stream:
+        return await running.respond(PairFrames())
+    return Response([len(result.generations) for result in await running.results()])
+
+
+def served_pair(engine: FakeEngine) -> Served:
+    served = Served(engine)
+    router = build_router(service_of(served.app), "/two")
+    router.register(pair)
+    served.app.register(router)
+    return served
+
+
+def test_several_prompts_end_together_and_their_tokens_add_up() -> None:
+    served = served_pair(FakeEngine())
+    answer = served.request("POST", "/two/pair?stream=false")
+    assert answer.json() == [2, 2]
+    (line,) = served.log
+    assert (line["prompt_tokens"], line["completion_tokens"], line["queue_ms"]) == (8, 8, 1.0)
+    assert line["finish_reasons"] == ["eos"] * 4
+
+
+def test_a_stream_of_several_prompts_has_one_end() -> None:
+    served = served_pair(FakeEngine())
+    text = served.request("POST", "/two/pair?stream=true").text
+    parts = text.removesuffix("end").split(";")[:-1]
+    assert text.endswith("end")
+    assert sorted(parts) == sorted(["0:2", "0:2", "0:3", "1:2", "1:2", "1:3"])
+    assert served.log[0]["client_gone"] is False
+
+
+class FirstFails(FakeEngine):
+    """The second request is still running when the first fails."""
+
+    def submit(self, request: Any, *, wants_tokens: bool) -> TokenStream:
+        stream = super().submit(request, wants_tokens=wants_tokens)
+        self.steps = [STEPS[0]]
+        return stream
+
+
+@pytest.mark.parametrize("stream", ["true", "false"])
+def test_if_one_of_several_fails_all_are_cancelled(stream: str) -> None:
+    engine = FirstFails([STEPS[0], Delivery(error=errors.StepFailed("no"))])
+    answer = served_pair(engine).request("POST", f"/two/pair?stream={stream}")
+    assert "generation_failed" in answer.text
+    assert engine.cancelled == 1
+
+
+def test_if_one_of_several_is_refused_none_runs() -> None:
+    class Full(FakeEngine):
+        def submit(self, request: Any, *, wants_tokens: bool) -> TokenStream:
+            stream = super().submit(request, wants_tokens=wants_tokens)
+            self.refuses = errors.Overloaded("full", retry_after=1.0)
+            return stream
+
+    engine = Full()
+    answer = served_pair(engine).request("POST", "/two/pair?stream=false")
+    assert answer.status_code == 429
+    assert engine.cancelled == 1

@@ -11,7 +11,9 @@ import uuid
 from collections.abc import Iterable
 from typing import Any
 
-from gpt2serve.engine.events import Done
+import msgspec
+
+from gpt2serve.engine.events import Timing, Usage
 
 REQUEST_ID_HEADER = "X-Request-Id"
 CLIENT_DISCONNECTED = "client_disconnected"
@@ -34,6 +36,8 @@ class Exchange:
         self.stream = False
         self.client_gone = False
         self.finish_reasons: list[str] = []
+        #: Requests to the engine that have ended well.
+        self.ended = 0
         self.numbers: dict[str, float] = {}
         self._begin = time.perf_counter()
 
@@ -54,16 +58,14 @@ class Exchange:
     def finished(self, reasons: Iterable[str]) -> None:
         self.finish_reasons += reasons
 
-    def done(self, end: Done) -> None:
-        self.model_version = end.model_version
-        self.numbers = {
-            "prompt_tokens": end.usage.prompt_tokens,
-            "completion_tokens": end.usage.completion_tokens,
-            "queue_ms": round(end.timing.queue_ms, 3),
-            "load_ms": round(end.timing.load_ms, 3),
-            "prefill_ms": round(end.timing.prefill_ms, 3),
-            "decode_ms": round(end.timing.decode_ms, 3),
-        }
+    def done(self, model_version: str, usage: Usage, timing: Timing) -> None:
+        """A request to the engine has ended well. Of several, tokens add up and times do not."""
+        self.ended += 1
+        self.model_version = model_version
+        for name, tokens in msgspec.structs.asdict(usage).items():
+            self.numbers[name] = self.numbers.get(name, 0) + tokens
+        for name, milliseconds in msgspec.structs.asdict(timing).items():
+            self.numbers[name] = max(self.numbers.get(name, 0.0), round(milliseconds, 3))
 
 
 def open_exchange(scope: Any, given_id: str | None) -> Exchange:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from litestar.datastructures import Headers
 from litestar.enums import ScopeType
 from litestar.middleware import ASGIMiddleware
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
 from gpt2serve.api.exchange import REQUEST_ID_HEADER, Exchange, open_exchange
+from gpt2serve.api.generation import GENERATION
 from gpt2serve.api.service import Service
 
 
@@ -45,10 +48,15 @@ class ExchangeMiddleware(ASGIMiddleware):
         )
         if exchange.action is not None:
             self._service.log_admin(exchange)
-        elif route.rstrip("/").endswith("/generate"):
+        elif _generates(scope):
             self._service.log_generate(exchange)
         elif exchange.error is not None:
             self._service.log_failure(exchange)
+
+
+def _generates(scope: Scope) -> bool:
+    handler: Any = scope.get("route_handler")
+    return handler is not None and GENERATION.items() <= handler.opt.items()
 
 
 def _route(scope: Scope, exchange: Exchange) -> str:

@@ -1,5 +1,6 @@
 """The one place where errors become HTTP: RFC 9457 problem documents.
 
+The compatible surfaces say the same in their own shapes, made from these (`error_handler`).
 `_RULES` is the whole mapping. The first class that an error is an instance of decides.
 """
 
@@ -7,10 +8,11 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
 from typing import Annotated, Any, NamedTuple
 
 import msgspec
-from litestar import Request, Response
+from litestar import MediaType, Request, Response
 from litestar.exceptions import (
     HTTPException,
     MethodNotAllowedException,
@@ -171,26 +173,39 @@ def retry_headers(error: Exception) -> dict[str, str]:
     return {} if seconds is None else {"Retry-After": str(max(1, math.ceil(seconds)))}
 
 
-def problem_response(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
-    """Litestar's exception handler, for every exception."""
-    problem = problem_of(error)
-    exchange = exchange_of(request.scope)
-    headers = retry_headers(error)
-    if isinstance(error, Unauthorized):
-        headers["WWW-Authenticate"] = "Bearer"
-    if exchange is not None:
-        exchange.failed(problem.code, error if problem.status >= 500 else None)
-    else:  # no route matched, so no middleware ran
-        given = request.headers.get(REQUEST_ID_HEADER)
-        headers[REQUEST_ID_HEADER] = open_exchange(request.scope, given).request_id
-    if isinstance(error, HTTPException):
-        headers.update(error.headers or {})
-    return Response(
-        content=msgspec.json.encode(problem),
-        status_code=problem.status,
-        media_type=PROBLEM_JSON,
-        headers=headers,
-    )
+#: The status and the body that a surface answers an error with.
+Render = Callable[[Problem, Exception], tuple[int, Any]]
+ErrorHandler = Callable[[Request[Any, Any, Any], Exception], Response[bytes]]
+
+
+def error_handler(render: Render, media_type: str = MediaType.JSON) -> ErrorHandler:
+    """Litestar's exception handler, for every exception below a surface's router."""
+
+    def respond(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
+        problem = problem_of(error)
+        exchange = exchange_of(request.scope)
+        headers = retry_headers(error)
+        if isinstance(error, Unauthorized):
+            headers["WWW-Authenticate"] = "Bearer"
+        if exchange is not None:
+            exchange.failed(problem.code, error if problem.status >= 500 else None)
+        else:  # no route matched, so no middleware ran
+            given = request.headers.get(REQUEST_ID_HEADER)
+            headers[REQUEST_ID_HEADER] = open_exchange(request.scope, given).request_id
+        if isinstance(error, HTTPException):
+            headers.update(error.headers or {})
+        status, body = render(problem, error)
+        return Response(
+            content=msgspec.json.encode(body),
+            status_code=status,
+            media_type=media_type,
+            headers=headers,
+        )
+
+    return respond
+
+
+problem_response = error_handler(lambda problem, _: (problem.status, problem), PROBLEM_JSON)
 
 
 _FIELD_PATH = re.compile(r" - at `\$\.?([^`.\[]*)[^`]*`$")
@@ -224,6 +239,7 @@ __all__ = [
     "Problem",
     "Unauthorized",
     "body_error",
+    "error_handler",
     "problem_of",
     "problem_response",
     "retry_headers",

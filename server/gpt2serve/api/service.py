@@ -75,7 +75,7 @@ class Service:
             await self.close()
 
     def log_generate(self, exchange: Exchange) -> None:
-        """The one line of a finished `POST /generate`: numbers and names, never words."""
+        """The one line of a generation: numbers and names, never words."""
         log = self.log.bind(
             request_id=exchange.request_id,
             model=exchange.model,
