@@ -599,7 +599,7 @@ def test_if_one_of_several_fails_all_are_cancelled(stream: str) -> None:
     engine = FirstFails([STEPS[0], Delivery(error=errors.StepFailed("no"))])
     answer = served_pair(engine).request("POST", f"/two/pair?stream={stream}")
     assert "generation_failed" in answer.text
-    assert engine.cancelled == 1
+    assert engine.cancelled > 0  # which is idempotent
 
 
 def test_if_one_of_several_is_refused_none_runs() -> None:
