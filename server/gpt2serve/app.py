@@ -13,17 +13,15 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from litestar import Litestar, MediaType, Router
+from litestar import Litestar, Router
 from litestar.datastructures import State
-from litestar.openapi import OpenAPIConfig
-from litestar.openapi.plugins import JsonRenderPlugin
-from litestar.openapi.spec import Components, SecurityScheme
+from litestar.openapi.spec import SecurityScheme
 
 from gpt2serve.api.admin import SECURITY_SCHEME
+from gpt2serve.api.openapi import openapi_config
 from gpt2serve.api.problems import problem_response
 from gpt2serve.api.router import build_router
 from gpt2serve.api.service import Service
-from gpt2serve.api.version import version
 from gpt2serve.engine.engine import Engine
 from gpt2serve.errors import SettingsError
 from gpt2serve.logs import create_logger
@@ -72,7 +70,7 @@ def create_app(
         route_handlers=[build_router(service)],
         lifespan=[_engine_lifespan(service, owned=owned)],
         exception_handlers={Exception: problem_response},
-        openapi_config=_openapi(admin=service.admin_key is not None),
+        openapi_config=openapi_config(_security(service)),
         # Litestar would log on its own, globally; the exchange's line is the log.
         logging_config=None,
         state=State({_STATE_KEY: service}),
@@ -122,14 +120,7 @@ def _engine_lifespan(service: Service, *, owned: bool) -> _Lifespan:
     return lifespan
 
 
-def _openapi(*, admin: bool) -> OpenAPIConfig:
-    keys = {SECURITY_SCHEME: SecurityScheme(type="http", scheme="bearer")} if admin else None
-    return OpenAPIConfig(
-        title="gpt2serve",
-        version=version(),
-        description="Many fine-tuned GPT-2 models, served from one process.",
-        path="/schema",
-        components=Components(security_schemes=dict(keys) if keys else None),
-        # JSON only: the pages that litestar could show load their scripts from a CDN.
-        render_plugins=[JsonRenderPlugin(path=["/", "/openapi.json"], media_type=MediaType.JSON)],
-    )
+def _security(service: Service) -> dict[str, SecurityScheme]:
+    if service.admin_key is None:
+        return {}
+    return {SECURITY_SCHEME: SecurityScheme(type="http", scheme="bearer")}

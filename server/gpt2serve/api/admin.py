@@ -24,7 +24,8 @@ from litestar.response import Stream
 
 from gpt2serve.api.exchange import Exchange, exchange_of
 from gpt2serve.api.models import AdminEntry, model_id
-from gpt2serve.api.problems import Problem, Unauthorized, problem_of
+from gpt2serve.api.openapi import StreamingOperation, problem_specs
+from gpt2serve.api.problems import Unauthorized, problem_of
 from gpt2serve.api.service import Service
 from gpt2serve.api.streaming import EVENT_STREAM, LAST_FRAME, STREAM_HEADERS, frame, unless_gone
 from gpt2serve.errors import EngineClosed
@@ -40,15 +41,14 @@ POLL_SECONDS = 0.2
 #: A comment after that long without news keeps proxies from closing the connection.
 QUIET_SECONDS = 15.0
 
-_PROBLEMS = {
-    status: ResponseSpec(Problem, description=text, generate_examples=False)
-    for status, text in {
+_PROBLEMS = problem_specs(
+    {
         401: "The admin key is missing or wrong",
         404: "There is no such model",
         422: "This is no model id",
         503: "Shutting down, the model cannot be loaded, or the store does not answer",
-    }.items()
-}
+    }
+)
 
 
 def admin_router(key: Secret) -> Router:
@@ -120,6 +120,7 @@ async def show(
 @post(
     ["/models/{name:str}/{action:str}", "/models/{owner:str}/{name:str}/{action:str}"],
     status_code=200,
+    operation_class=StreamingOperation,
     summary="Load, unload, pin or unpin a model",
     description=(
         "The answer is the model's entry and comes when it is done: when the model is in memory "

@@ -13,6 +13,7 @@ from litestar.params import JSONBody
 from gpt2serve.api.bodies import strict_body
 from gpt2serve.api.exchange import Exchange
 from gpt2serve.api.generation import GENERATION, Ask, begin
+from gpt2serve.api.openapi import StreamingOperation, problem_specs
 from gpt2serve.api.problems import Problem
 from gpt2serve.api.schemas import GenerateRequest, GenerateResponse, SequenceEnd
 from gpt2serve.api.service import Service
@@ -21,22 +22,22 @@ from gpt2serve.engine.events import Event, Generation
 
 _ENCODER = msgspec.json.Encoder()
 
-_PROBLEMS = {
-    status: ResponseSpec(Problem, description=text, generate_examples=False)
-    for status, text in {
+_PROBLEMS = problem_specs(
+    {
         400: "The body is not a JSON object",
         404: "There is no such model",
         413: "The body is too large",
         422: "A value is wrong; `field` names it",
         429: "Too many requests; `Retry-After` says when to try again",
         503: "Shutting down, or the model cannot be loaded",
-    }.items()
-}
+    }
+)
 
 
 @post(
     "/generate",
     status_code=200,
+    operation_class=StreamingOperation,
     opt=GENERATION,
     before_request=strict_body(GenerateRequest),
     summary="Continue a prompt",

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from litestar import Response, get
 from litestar.di import NamedDependency
-from litestar.openapi.datastructures import ResponseSpec
 
-from gpt2serve.api.problems import NotReady, Problem
+from gpt2serve.api.openapi import problem_specs
+from gpt2serve.api.problems import NotReady
 from gpt2serve.api.service import Service
 from gpt2serve.errors import EngineClosed
 from gpt2serve.metrics import CONTENT_TYPE
@@ -36,9 +36,7 @@ async def healthz() -> dict[str, str]:
 @get(
     "/readyz",
     summary="Can it take work?",
-    responses={
-        503: ResponseSpec(Problem, description="Not now; try again", generate_examples=False)
-    },
+    responses=problem_specs({503: "Not now; try again"}),
 )
 async def readyz(service: NamedDependency[Service]) -> dict[str, str]:
     """Asks through the engine thread: a server whose thread is stuck must not look healthy."""

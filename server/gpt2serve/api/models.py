@@ -8,11 +8,10 @@ from typing import Annotated, Any
 import msgspec
 from litestar import get
 from litestar.di import NamedDependency
-from litestar.openapi.datastructures import ResponseSpec
 from litestar.params import FromPath, QueryParameter
 from msgspec import UNSET, Meta, UnsetType
 
-from gpt2serve.api.problems import Problem
+from gpt2serve.api.openapi import problem_specs
 from gpt2serve.api.service import Service
 from gpt2serve.engine.status import ModelStatus
 from gpt2serve.package import (
@@ -25,6 +24,7 @@ from gpt2serve.package import (
 
 MAX_PAGE = 1000
 #: Instead of the engine's own words, which may name paths and buckets.
+_WRONG = "A value is wrong; `field` names it"
 _HIDDEN_ERROR = "The model could not be loaded; the server's log has the reason."
 
 
@@ -122,7 +122,11 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
-@get("/models", summary="List the models in the store")
+@get(
+    "/models",
+    summary="List the models in the store",
+    responses=problem_specs({422: _WRONG, 503: "The store does not answer"}),
+)
 async def list_models(
     service: NamedDependency[Service],
     limit: Annotated[int, QueryParameter(ge=1, le=MAX_PAGE, description="Models per page.")] = 100,
@@ -141,7 +145,13 @@ async def list_models(
 @get(
     ["/models/{name:str}/info", "/models/{owner:str}/{name:str}/info"],
     summary="Describe a model",
-    responses={404: ResponseSpec(Problem, description="Unknown model", generate_examples=False)},
+    responses=problem_specs(
+        {
+            404: "There is no such model",
+            422: "This is no model id",
+            503: "Its package cannot be used, or the store does not answer",
+        }
+    ),
 )
 async def describe_model(
     service: NamedDependency[Service], name: FromPath[str], owner: FromPath[str] = ""

@@ -1,0 +1,139 @@
+"""What the server says about itself at `/schema`.
+
+Litestar writes the document from the routes; `complete` adds what it leaves out: the ranges of
+fields that may be null (msgspec knows them), headers, and where the app is mounted.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, get_args
+
+import msgspec
+from litestar import Litestar, MediaType, Request
+from litestar.handlers import HTTPRouteHandler
+from litestar.openapi import OpenAPIConfig
+from litestar.openapi.datastructures import ResponseSpec
+from litestar.openapi.plugins import JsonRenderPlugin
+from litestar.openapi.spec import (
+    Components,
+    OpenAPIMediaType,
+    OpenAPIResponse,
+    Operation,
+    Schema,
+    SecurityScheme,
+)
+from litestar.openapi.spec.enums import OpenAPIType
+from litestar.types import Method
+
+from gpt2serve.api.exchange import REQUEST_ID_HEADER
+from gpt2serve.api.problems import PROBLEM_JSON, Problem
+from gpt2serve.api.streaming import EVENT_STREAM
+from gpt2serve.api.version import version
+
+_COMPONENTS = "#/components/schemas/{name}"
+_RETRY_STATUSES = {"429", "503"}
+
+
+def problem_specs(
+    texts: Mapping[int, str], body: type = Problem, media_type: str = PROBLEM_JSON
+) -> dict[int, ResponseSpec]:
+    """What a route may answer besides success: a sentence for each status."""
+    return {
+        status: ResponseSpec(body, description=text, media_type=media_type, generate_examples=False)
+        for status, text in texts.items()
+    }
+
+
+@dataclass
+class StreamingOperation(Operation):
+    """For `operation_class`: the route may answer with server-sent events, too."""
+
+    def __post_init__(self) -> None:
+        answer = (self.responses or {}).get("200")
+        if isinstance(answer, OpenAPIResponse):
+            events = Schema(type=OpenAPIType.STRING, description="Server-sent events; see above.")
+            answer.content = {
+                **(answer.content or {}),
+                EVENT_STREAM: OpenAPIMediaType(schema=events),
+            }
+
+
+def openapi_config(security: Mapping[str, SecurityScheme]) -> OpenAPIConfig:
+    return OpenAPIConfig(
+        title="gpt2serve",
+        version=version(),
+        description="Many fine-tuned GPT-2 models, served from one process.",
+        path="/schema",
+        operation_id_creator=_operation_id,
+        components=Components(security_schemes=dict(security) or None),
+        # The pages that litestar could show load their scripts from a CDN.
+        render_plugins=[_Json(path=["/", "/openapi.json"], media_type=MediaType.JSON)],
+    )
+
+
+class _Json(JsonRenderPlugin):
+    def render(self, request: Request[Any, Any, Any], openapi_schema: dict[str, Any]) -> bytes:
+        root_path = str(request.scope.get("root_path", ""))
+        return msgspec.json.encode(complete(request.app, openapi_schema, root_path))
+
+
+def complete(app: Litestar, schema: Mapping[str, Any], root_path: str = "") -> dict[str, Any]:
+    """The whole document, for an app that is mounted at `root_path`."""
+    document = copy.deepcopy(dict(schema))
+    document["servers"] = [{"url": root_path or "/"}]
+    _, exact = msgspec.json.schema_components(set(_structs(app)), ref_template=_COMPONENTS)
+    document["components"]["schemas"].update(exact)
+    for operations in document["paths"].values():
+        for operation in operations.values():
+            # Litestar's own shape of a 400, which `problems` never lets out.
+            if "Validation Exception" in str(operation["responses"].get("400")):
+                del operation["responses"]["400"]
+            _add_headers(operation["responses"])
+    return document
+
+
+def _structs(app: Litestar) -> Iterator[type[msgspec.Struct]]:
+    """The types of all bodies, in and out."""
+    for route in app.routes:
+        for handler in route.route_handlers if hasattr(route, "route_handlers") else ():
+            if isinstance(handler, HTTPRouteHandler) and handler.include_in_schema:
+                yield from _structs_in(_bodies(handler))
+
+
+def _bodies(handler: HTTPRouteHandler) -> Iterator[Any]:
+    if handler.parsed_data_field is not None:
+        yield handler.parsed_data_field.annotation
+    yield handler.parsed_return_field.annotation
+    for spec in (handler.responses or {}).values():
+        yield spec.data_container
+
+
+def _structs_in(kinds: Iterable[Any]) -> Iterator[type[msgspec.Struct]]:
+    for kind in kinds:
+        if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
+            yield kind
+        else:
+            yield from _structs_in(get_args(kind))
+
+
+def _add_headers(responses: dict[str, Any]) -> None:
+    for status, response in responses.items():
+        headers = response.setdefault("headers", {})
+        headers[REQUEST_ID_HEADER] = {
+            "description": "Names the request in the log; the client's own if it sent one.",
+            "schema": {"type": "string"},
+        }
+        if status in _RETRY_STATUSES:
+            headers["Retry-After"] = {
+                "description": "Seconds, if waiting can help.",
+                "schema": {"type": "integer", "minimum": 1},
+            }
+
+
+def _operation_id(handler: HTTPRouteHandler, _method: Method, path: list[Any]) -> str:
+    """The handler's name; of an id with two parts, told apart."""
+    owner = any(getattr(part, "name", None) == "owner" for part in path)
+    return handler.handler_name + ("_of_owner" if owner else "")
