@@ -58,6 +58,10 @@ OPTIONS: dict[str, tuple[str, str]] = {
     "admin_key": ("KEY", "offer /admin to who sends this key; ps shows it, so better not here"),
     "admin_key_file": ("FILE", "file with the admin key; read once, at start"),
     "model_metrics": ("N", "count the first N models that are used one by one; at most 1000"),
+    "cors_origins": (
+        "ORIGIN",
+        "let pages of https://example.com call the server; * lets all; may be repeated",
+    ),
 }
 
 _SHOWN_DEFAULTS = {

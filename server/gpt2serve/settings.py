@@ -19,6 +19,7 @@ from typing import Any, Literal, get_args, get_origin
 import msgspec
 
 from gpt2serve.errors import SettingsError
+from gpt2serve.origins import check_origins
 from gpt2serve.package import Precision
 
 ENVIRONMENT_PREFIX = "GPT2SERVE_"
@@ -120,6 +121,8 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     admin_key_file: Path | None = None
     #: So many models, the first that are used, get a `model` label of their own in the metrics.
     model_metrics: int = 0
+    #: Pages of these origins may read answers in a browser: https://example.com, or * for all.
+    cors_origins: tuple[str, ...] = ()
 
 
 def parse_size(text: str, *, total_memory: int | None = None) -> int:
@@ -278,6 +281,7 @@ def server_settings(
         raise SettingsError("drain_seconds must be at least 0.")
     if not 0 <= settings.model_metrics <= MOST_MODEL_METRICS:
         raise SettingsError(f"model_metrics must be between 0 and {MOST_MODEL_METRICS}.")
+    check_origins(settings.cors_origins)
     if settings.admin_key is not None:
         read_admin_key(settings)
     return settings

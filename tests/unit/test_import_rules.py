@@ -19,7 +19,12 @@ SERVER = ROOT / "server" / "gpt2serve"
 EXPORT = ROOT / "export" / "gpt2export"
 
 #: Layers, lowest first. What is not in here belongs to the web application's side.
-GROUND = {"gpt2serve.errors": 0, "gpt2serve.package": 1, "gpt2serve.settings": 2}
+GROUND = {
+    "gpt2serve.errors": 0,
+    "gpt2serve.package": 1,
+    "gpt2serve.origins": 1,
+    "gpt2serve.settings": 2,
+}
 TORCH = {"torch", "transformers", "optimum", "safetensors", "huggingface_hub"}
 WEB = {"litestar", "uvicorn", "starlette", "prometheus_client", "structlog"}
 

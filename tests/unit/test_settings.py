@@ -238,6 +238,7 @@ def test_every_setting_is_a_variable() -> None:
             "GPT2SERVE_DRAIN_SECONDS": "5",
             "GPT2SERVE_ADMIN_KEY_FILE": "/etc/key",
             "GPT2SERVE_MODEL_METRICS": "6",
+            "GPT2SERVE_CORS_ORIGINS": "https://a.example, http://b:1",
         }
     )
     assert engine == EngineSettings(

@@ -9,6 +9,7 @@ from litestar.di import Provide
 from litestar.types import ControllerRouterHandler
 
 from gpt2serve.api.admin import admin_router
+from gpt2serve.api.cors import CorsMiddleware
 from gpt2serve.api.exchange import Exchange, exchange_of, open_exchange
 from gpt2serve.api.generate import generate
 from gpt2serve.api.health import healthz, index, metrics, readyz
@@ -25,7 +26,8 @@ def build_router(service: Service, path: str = "/") -> Router:
         return service
 
     handlers: list[ControllerRouterHandler] = [
-        *(generate, list_models, describe_model, index, healthz, readyz, metrics)
+        _public_router(service),
+        *(index, healthz, readyz, metrics),
     ]
     if service.admin_key is not None:
         handlers.append(admin_router(service.admin_key))
@@ -39,6 +41,16 @@ def build_router(service: Service, path: str = "/") -> Router:
         middleware=[ExchangeMiddleware(service)],
         exception_handlers={Exception: problem_response},
         request_max_body_size=service.settings.max_body_bytes,
+    )
+
+
+def _public_router(service: Service) -> Router:
+    """What pages of other origins may call, if `cors_origins` lets them."""
+    origins = service.settings.cors_origins
+    return Router(
+        path="/",
+        route_handlers=[generate, list_models, describe_model],
+        middleware=[CorsMiddleware(origins)] if origins else [],
     )
 
 
