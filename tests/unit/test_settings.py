@@ -269,6 +269,7 @@ def test_every_setting_is_a_variable() -> None:
         drain_seconds=5.0,
         admin_key_file=Path("/etc/key"),
         model_metrics=6,
+        cors_origins=("https://a.example", "http://b:1"),
     )
     # No default is left among them, or a variable could be ignored unnoticed.
     for made, plain in ((engine, engine_settings("x", **SIZES)), (server, ServerSettings())):
