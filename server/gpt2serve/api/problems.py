@@ -208,8 +208,12 @@ def error_handler(render: Render, media_type: str = MediaType.JSON) -> ErrorHand
 problem_response = error_handler(lambda problem, _: (problem.status, problem), PROBLEM_JSON)
 
 
-_FIELD_PATH = re.compile(r" - at `\$\.?([^`.\[]*)[^`]*`$")
-_NAMED_FIELD = re.compile(r"Object (?:missing required|contains unknown) field `(.*)`", re.DOTALL)
+#: Where in the body: `parameters.top_p` of `$.parameters.top_p`, `stop` of `$.stop[0]`.
+_FIELD_PATH = re.compile(r" - at `\$\.?([^`\[]*)[^`]*`$")
+_NAMED_FIELD = re.compile(
+    r"Object (?:missing required|contains unknown) field `(.*?)`(?: - at `\$\.?([^`\[]*)[^`]*`)?",
+    re.DOTALL,
+)
 _LONGEST_FIELD_NAME = 100
 
 
@@ -217,10 +221,11 @@ def body_error(error: Exception) -> errors.Gpt2ServeError:
     """What msgspec says about a body, in our terms: `InvalidRequest` if it names a field."""
     text = str(error)
     if isinstance(error, msgspec.ValidationError):
-        if named := _NAMED_FIELD.match(text):
+        if named := _NAMED_FIELD.fullmatch(text):
             missing = "missing required" in text[:32]
             message = "is required" if missing else "is not a field of this request"
-            return errors.InvalidRequest(named[1][:_LONGEST_FIELD_NAME], message)
+            field = ".".join(filter(None, (named[2], named[1][:_LONGEST_FIELD_NAME])))
+            return errors.InvalidRequest(field, message)
         if (path := _FIELD_PATH.search(text)) and path[1]:
             message = text[: path.start()].replace("`", "")
             return errors.InvalidRequest(path[1], message[:1].lower() + message[1:])
