@@ -13,16 +13,27 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from gpt2serve.app import create_app, create_router
     from gpt2serve.engine.engine import Engine
-    from gpt2serve.engine.events import Generation, GenerationResult, Token, TokenEvent
+    from gpt2serve.engine.events import (
+        Generation,
+        GenerationResult,
+        PromptToken,
+        PromptTokens,
+        Token,
+        TokenEvent,
+        TopToken,
+    )
     from gpt2serve.engine.params import SamplingParams
 
 _HOME = {
     "Engine": "gpt2serve.engine.engine",
     "Generation": "gpt2serve.engine.events",
     "GenerationResult": "gpt2serve.engine.events",
+    "PromptToken": "gpt2serve.engine.events",
+    "PromptTokens": "gpt2serve.engine.events",
     "SamplingParams": "gpt2serve.engine.params",
     "Token": "gpt2serve.engine.events",
     "TokenEvent": "gpt2serve.engine.events",
+    "TopToken": "gpt2serve.engine.events",
     "create_app": "gpt2serve.app",
     "create_router": "gpt2serve.app",
 }
@@ -40,9 +51,12 @@ __all__ = [
     "Engine",
     "Generation",
     "GenerationResult",
+    "PromptToken",
+    "PromptTokens",
     "SamplingParams",
     "Token",
     "TokenEvent",
+    "TopToken",
     "create_app",
     "create_router",
 ]

@@ -118,11 +118,11 @@ class FakeEngine:
         self.given.append((model, prompt, params))
         return model
 
-    def submit(self, request: Any, *, wants_tokens: bool) -> TokenStream:
+    def submit(self, request: Any, *, wants_tokens: bool, owner: str = "") -> TokenStream:
         if self.refuses is not None:
             raise self.refuses
         self.given.append(wants_tokens)
-        stream = TokenStream(request, self._cancelled)
+        stream = TokenStream(request, self._cancelled, lambda: DONE.timing)
         for delivery in self.steps[: self.held_from]:
             asyncio.get_running_loop().call_soon(stream.receive, delivery)
         return stream

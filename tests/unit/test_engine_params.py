@@ -31,6 +31,30 @@ WRONG: dict[str, list[Any]] = {
     "seed": [-1, 2**63, True, 1.0, "1"],
     "return_full_text": [1, "yes", None],
     "details": [1, "yes", None],
+    "min_p": [-0.1, 1.1, NAN, INFINITY, True, "0.5"],
+    "typical_p": [0, 0.0, -0.1, 1.0001, NAN, INFINITY, True, "0.5"],
+    "presence_penalty": [-2.1, 2.1, NAN, INFINITY, True, "1"],
+    "frequency_penalty": [-2.1, 2.1, NAN, -INFINITY, True, "1"],
+    "logit_bias": [
+        {29: 1.0},
+        {-1: 1.0},
+        {True: 1.0},
+        {1.0: 1.0},
+        {"5": 1.0},
+        {5: 100.1},
+        {5: -100.1},
+        {5: NAN},
+        {5: 10**400},
+        {5: None},
+        {5: True},
+        [5],
+        "5",
+    ],
+    "ignore_eos": [1, "yes", None],
+    "max_time": [0, 0.0, -1.0, INFINITY, NAN, 10**400, True, "1"],
+    "top_logprobs": [-1, 21, True, 1.0, "1", None],
+    "prompt_logprobs": [1, "yes", None],
+    "truncate": [0, -1, True, 1.0, "1"],
 }
 
 
@@ -41,6 +65,7 @@ def settle(params: SamplingParams, **changes: Any) -> ResolvedParams:
         "prompt_tokens": 10,
         "prefix_tokens": 0,
         "context_length": 64,
+        "vocab_size": 29,
         "max_sequences": 8,
     }
     return resolve(params, defaults, **(values | changes))
@@ -74,6 +99,16 @@ RIGHT: dict[str, list[Any]] = {
     "seed": [0, MAX_SEED],
     "return_full_text": [True, False],
     "details": [True, False],
+    "min_p": [0, 1, 0.05],
+    "typical_p": [1e-6, 1, 0.9],
+    "presence_penalty": [-2, 0, 2.0],
+    "frequency_penalty": [-2.0, 0, 2],
+    "logit_bias": [{}, {0: -100, 28: 100.0}],
+    "ignore_eos": [True, False],
+    "max_time": [1e-6, 1, 1e9],
+    "top_logprobs": [0, 20],
+    "prompt_logprobs": [True, False],
+    "truncate": [1, 10, 10**6],
 }
 
 
@@ -224,6 +259,7 @@ def test_lengths_are_those_of_transformers(
         "prompt_tokens": prompt_tokens,
         "prefix_tokens": prefix_tokens,
         "context_length": 1000,
+        "vocab_size": 29,
         "max_sequences": 1,
     }
     if most < 1 or (asked["min_new_tokens"] is not None and least > most):

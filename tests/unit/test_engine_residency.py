@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from gpt2serve import Engine, SamplingParams
@@ -374,6 +375,21 @@ def test_what_was_prepared_for_a_version_that_is_gone_is_prepared_again(
     assert stream.events[-1].model_version == new
     assert models.loaded.count("a") == 2
     assert_idle(engine)
+
+
+def test_token_ids_are_prepared_again_as_they_were_given(
+    opened: Callable[..., Engine], folder: Path, models: Models
+) -> None:
+    engine = opened()
+    ids = [5, 6, 7, 8]
+    prepared = engine.prepare("a", ids, msgspec.structs.replace(PARAMS, truncate=3))
+    ids.append(0)
+    publish(folder, "a", 2)
+    new = version_of(engine, "a")
+    sent = send_prepared(engine, prepared)
+    assert sent.stream.finish().events[-1].model_version == new
+    assert sent.request.prompt_ids == [6, 7, 8]
+    assert sent.stream.generations[0].text.startswith("defg")
 
 
 def test_who_waits_for_room_gets_the_version_of_then(

@@ -121,6 +121,7 @@ def test_no_accepted_value_fails_the_batch(values: dict[str, float], sign: int) 
         prompt_tokens=2,
         prefix_tokens=0,
         context_length=64,
+        vocab_size=400,
         max_sequences=4,
     )
     odd = plain_row(

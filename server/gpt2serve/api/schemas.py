@@ -11,8 +11,9 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
+from gpt2serve.engine.checks import MAX_STOP_STRINGS
 from gpt2serve.engine.events import FinishReason, Generation, GenerationResult, Timing, Token, Usage
-from gpt2serve.engine.params import MAX_SEED, MAX_STOP_STRINGS, SamplingParams
+from gpt2serve.engine.params import MAX_SEED, SamplingParams
 
 _MAX_INT32 = 2**31 - 1
 
@@ -94,7 +95,12 @@ class GenerateRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, 
         return SamplingParams(**values, stop=stop)
 
 
-_PARAM_FIELDS = tuple(name for name in SamplingParams.__struct_fields__ if name != "stop")
+#: The engine can do more than this surface offers.
+_PARAM_FIELDS = tuple(
+    name
+    for name in SamplingParams.__struct_fields__
+    if name in GenerateRequest.__struct_fields__ and name != "stop"
+)
 
 
 class GeneratedText(msgspec.Struct, frozen=True, kw_only=True):

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from gpt2serve.engine.core import EngineCore
-from gpt2serve.engine.events import Generation, GenerationResult, TokenEvent
+from gpt2serve.engine.events import Generation, GenerationResult, PromptTokens, TokenEvent
 from gpt2serve.engine.kv_buffers import bytes_per_token
 from gpt2serve.engine.kv_cache import kv_tokens, rectangle
 from gpt2serve.engine.messages import (
@@ -31,7 +31,8 @@ from gpt2serve.engine.messages import (
 )
 from gpt2serve.engine.observer import EngineStats, NoObserver, Observer
 from gpt2serve.engine.params import ResolvedParams, SamplingParams, resolve
-from gpt2serve.engine.request import Request, Times
+from gpt2serve.engine.prompts import Prompt, tokenise
+from gpt2serve.engine.request import Asked, Request, Times
 from gpt2serve.engine.residency import Waiting
 from gpt2serve.engine.runner import cuda_is_available
 from gpt2serve.engine.status import Known, ModelStatus, statuses
@@ -44,7 +45,6 @@ from gpt2serve.errors import (
     EngineClosed,
     Gpt2ServeError,
     InvalidModelId,
-    InvalidRequest,
     ModelNotFound,
     ModelTooLarge,
     Overloaded,
@@ -55,10 +55,6 @@ from gpt2serve.errors import (
 )
 from gpt2serve.package import VARIANTS, Manifest
 from gpt2serve.settings import EngineSettings, cpu_count, engine_settings, is_url
-
-#: GPT-2's longest token has 128 characters, so a prompt with more for each place in the
-#: context cannot fit, and is refused before it is tokenised.
-LONGEST_TOKEN = 128
 
 _T = TypeVar("_T")
 
@@ -71,16 +67,23 @@ class PreparedRequest:
     """A request that was checked against its model, and tokenised."""
 
     model: str
+    #: The prompt's text, also if token ids were given.
     prompt: str
     prompt_ids: list[int]
-    asked: SamplingParams
+    asked: Asked
     params: ResolvedParams
     package: Package
     tokenizer: Tokenizer
+    #: Bytes of a character that token ids begin and do not end; not in `prompt`.
+    begun: bytes = b""
 
     @property
     def prompt_tokens(self) -> int:
         return len(self.prompt_ids)
+
+    def text_of(self, tokens: Iterable[int]) -> str:
+        """The text of these tokens by themselves; half of a character is U+FFFD."""
+        return self.tokenizer.decode(tokens).decode(errors="replace")
 
 
 class Engine:
@@ -209,9 +212,9 @@ class Engine:
     # -- generating -----------------------------------------------------------------------
 
     def generate(
-        self, model: str, prompt: str, params: SamplingParams | None = None
+        self, model: str, prompt: Prompt, params: SamplingParams | None = None
     ) -> GenerationResult:
-        """Continue `prompt`; blocks until all sequences have ended.
+        """Continue `prompt`, a text or token ids; blocks until all sequences have ended.
 
         Raises `InvalidRequest`, `ModelNotFound`, `PackageError`, `ModelUnavailable`,
         `Overloaded`, `EngineClosed`, or `StepFailed`.
@@ -223,8 +226,8 @@ class Engine:
         return stream.result()
 
     async def stream(
-        self, model: str, prompt: str, params: SamplingParams | None = None
-    ) -> AsyncIterator[TokenEvent | Generation]:
+        self, model: str, prompt: Prompt, params: SamplingParams | None = None
+    ) -> AsyncIterator[PromptTokens | TokenEvent | Generation]:
         """Tokens as they are made, and each sequence's `Generation` at its end.
 
         Leaving the loop cancels the request. Raises what `generate` raises.
@@ -235,27 +238,34 @@ class Engine:
             yield event
 
     def prepare(
-        self, model: str, prompt: str, params: SamplingParams | None = None
+        self, model: str, prompt: Prompt, params: SamplingParams | None = None
     ) -> PreparedRequest:
         """Check a request against its model and tokenise it. May read from the disk.
 
+        Token ids are taken as they are, without the model's prefix.
         Raises `InvalidModelId`, `ModelNotFound`, `PackageError`, `InvalidRequest`, or
         `ModelTooLarge` if its keys and values can never fit into the KV cache.
         """
         package, tokenizer = self._with_tokenizer(model)
         manifest = package.manifest
-        ids, prefix_tokens = _tokenise(prompt, manifest, tokenizer)
-        asked = params or SamplingParams()
+        read = tokenise(prompt, manifest, tokenizer)
+        # A list may be changed by whoever gave it.
+        given = prompt if isinstance(prompt, str) else tuple(prompt)
+        asked = Asked(given, params or SamplingParams())
         resolved = resolve(
-            asked,
+            asked.params,
             manifest.generation_defaults,
-            prompt_tokens=len(ids),
-            prefix_tokens=prefix_tokens,
+            prompt_tokens=len(read.ids),
+            prefix_tokens=read.prefix_tokens,
             context_length=manifest.dimensions.context_length,
+            vocab_size=manifest.dimensions.vocab_size,
             max_sequences=self.settings.max_batch_size,
         )
+        ids = read.ids[-asked.params.truncate :] if asked.params.truncate else read.ids
         self._check_kv_cache(manifest, len(ids), resolved)
-        return PreparedRequest(model, prompt, ids, asked, resolved, package, tokenizer)
+        return PreparedRequest(
+            model, read.text, ids, asked, resolved, package, tokenizer, read.begun
+        )
 
     def _with_tokenizer(self, model: str) -> tuple[Package, Tokenizer]:
         package = self._store.resolve(model)
@@ -283,19 +293,26 @@ class Engine:
             pass
         return False
 
-    def submit(self, request: PreparedRequest, *, wants_tokens: bool) -> TokenStream:
+    def submit(
+        self, request: PreparedRequest, *, wants_tokens: bool, owner: str = ""
+    ) -> TokenStream:
         """Hand a request to the engine thread, from a running event loop. Never blocks.
 
+        `owner`: whom it is for, "" for nobody in particular.
         Raises `Overloaded` or `EngineClosed`; everything later comes out of the stream.
         """
         admitted: list[Request] = []
         stream = TokenStream(
-            request.model, lambda: self._core.inbox.put(Cancel(admitted[0])) if admitted else None
+            request.model,
+            cancel=lambda: self._core.inbox.put(Cancel(admitted[0])) if admitted else None,
+            timing=lambda: admitted[0].times.timing(self._clock()),
         )
-        admitted.append(self._admit(request, stream, wants_tokens=wants_tokens))
+        admitted.append(self._admit(request, stream, wants_tokens=wants_tokens, owner=owner))
         return stream
 
-    def _admit(self, prepared: PreparedRequest, stream: Stream, *, wants_tokens: bool) -> Request:
+    def _admit(
+        self, prepared: PreparedRequest, stream: Stream, *, wants_tokens: bool, owner: str = ""
+    ) -> Request:
         """Take a place in the queue, which the end of the request gives back."""
         request = Request(
             key=prepared.package.key,
@@ -307,6 +324,8 @@ class Engine:
             wants_tokens=wants_tokens,
             times=Times(submitted=self._clock()),
             asked=prepared.asked,
+            begun=prepared.begun,
+            owner=owner,
         )
         manifest = prepared.package.manifest
         request.make_sequences(manifest.eos_token_ids, prepared.tokenizer.token_bytes)
@@ -354,8 +373,10 @@ class Engine:
         if isinstance(message, Preload):
             return self._store.resolve(message.package.model)
         request = message.request
-        prepared = self.prepare(request.model, request.prompt, request.asked)
+        assert request.asked is not None  # noqa: S101
+        prepared = self.prepare(request.model, request.asked.prompt, request.asked.params)
         request.key = prepared.package.key
+        request.prompt, request.begun = prepared.prompt, prepared.begun
         request.prompt_ids = prepared.prompt_ids
         request.params = prepared.params
         request.sequences.clear()
@@ -524,19 +545,3 @@ def _variants(device: str, precision: str | None) -> list[tuple[str, str]]:
         offered = ", ".join(p for target, p in VARIANTS if target == device)
         raise SettingsError(f"On {device} there is no precision {precision}; there are: {offered}.")
     return [(target, name) for target, name in fitting]
-
-
-def _tokenise(prompt: str, manifest: Manifest, tokenizer: Tokenizer) -> tuple[list[int], int]:
-    """Token ids of prefix and prompt, and how many of them are the prefix."""
-    if len(prompt) > manifest.dimensions.context_length * LONGEST_TOKEN:
-        raise InvalidRequest(
-            "prompt",
-            f"has {len(prompt)} characters, which cannot fit into the model's context of "
-            f"{manifest.dimensions.context_length} tokens",
-        )
-    prefix = manifest.generation_defaults.prefix
-    ids = tokenizer.encode(prefix + prompt)
-    if not ids:
-        # As in transformers, an empty prompt begins with the beginning-of-text token.
-        return [manifest.bos_token_id], 0
-    return ids, len(tokenizer.encode(prefix)) if prefix else 0

@@ -9,18 +9,41 @@ import msgspec
 FinishReason = Literal["eos", "length", "stop"]
 
 
-class Token(msgspec.Struct, frozen=True):
+class TopToken(msgspec.Struct, frozen=True):
+    """One of the likeliest tokens of a place in the text, and the model's own log-probability."""
+
+    id: int
+    logprob: float
+
+
+class Token(msgspec.Struct, frozen=True, omit_defaults=True):
     """One generated token.
 
     `text` is what became certain with this token: it may be empty (half of a character, or
     text that may yet turn out to be a stop string) or hold several tokens' text.
     `logprob` is the natural logarithm of the probability that the model itself gave the
-    token, before temperature, penalties and filters.
+    token, before temperature, penalties and filters. `top` holds the likeliest tokens in its
+    place, best first, if the request asked for some.
     """
 
     id: int
     text: str
     logprob: float
+    top: tuple[TopToken, ...] = ()
+
+
+class PromptToken(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One token of the prompt, as `Token`. Nothing comes before the first: it has no logprob."""
+
+    id: int
+    logprob: float | None
+    top: tuple[TopToken, ...] = ()
+
+
+class PromptTokens(msgspec.Struct, frozen=True):
+    """All tokens that the model read, once, before the first that it generates."""
+
+    tokens: tuple[PromptToken, ...]
 
 
 class TokenEvent(msgspec.Struct, frozen=True):
@@ -73,7 +96,7 @@ class Done(msgspec.Struct, frozen=True, kw_only=True):
     timing: Timing
 
 
-Event = TokenEvent | Generation | Done
+Event = PromptTokens | TokenEvent | Generation | Done
 
 
 class GenerationResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -83,5 +106,7 @@ class GenerationResult(msgspec.Struct, frozen=True, kw_only=True):
     #: Names the weights that spoke.
     model_version: str = ""
     generations: tuple[Generation, ...]
+    #: If the request asked for them.
+    prompt_tokens: tuple[PromptToken, ...] | None = None
     usage: Usage
     timing: Timing

@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import math
 import secrets
+from typing import Any
 
 import msgspec
 
+from gpt2serve.engine.checks import (
+    check_above,
+    check_between,
+    check_bias,
+    check_boolean,
+    check_integer,
+    check_stop,
+)
+from gpt2serve.engine.lengths import max_tokens, min_tokens
 from gpt2serve.errors import InvalidRequest
 from gpt2serve.package import GenerationDefaults
 
 MAX_SEED = 2**63 - 1
-MAX_STOP_STRINGS = 16
-MAX_STOP_LENGTH = 256
+MOST_TOP_LOGPROBS = 20
 #: Values beyond these change no text any more, but would take scores out of the numbers that
 #: a float can hold, and a step that fails ends every request in its batch.
 LEAST_TEMPERATURE = 1e-10
@@ -37,6 +46,20 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     seed                  0 to 2**63-1; the same seed gives the same text; None draws one
     return_full_text      put the prompt before each text (default: yes)
     details               return every token with its log-probability
+
+    The model has no defaults for these; left out, they do nothing:
+
+    min_p                 0 to 1; keep tokens at least that likely as the likeliest one
+    typical_p             0 < p <= 1; keep the most typical tokens that together reach p
+    presence_penalty      -2 to 2; taken off the logits of tokens that were generated already
+    frequency_penalty     -2 to 2; the same, as often as they were generated
+    logit_bias            token id to -100 .. 100, added to its logit; -100 bans the token
+    ignore_eos            go on after end-of-text
+    max_time              > 0; seconds after the prompt began to be read, after which no token
+                          is begun; every sequence has one at least
+    top_logprobs          0 to 20; that many likeliest tokens beside each token; sets `details`
+    prompt_logprobs       log-probabilities of the prompt's tokens, too; max_new_tokens may be 0
+    truncate              read only that many of the prompt's tokens, the last ones
     """
 
     num_return_sequences: int | None = None
@@ -54,6 +77,16 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     seed: int | None = None
     return_full_text: bool = True
     details: bool = False
+    min_p: float | None = None
+    typical_p: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    logit_bias: dict[int, float] | None = None
+    ignore_eos: bool = False
+    max_time: float | None = None
+    top_logprobs: int = 0
+    prompt_logprobs: bool = False
+    truncate: int | None = None
 
 
 class ResolvedParams(msgspec.Struct, frozen=True, kw_only=True):
@@ -75,6 +108,15 @@ class ResolvedParams(msgspec.Struct, frozen=True, kw_only=True):
     seed: int
     return_full_text: bool
     details: bool
+    min_p: float = 0.0
+    typical_p: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: dict[int, float] = {}
+    ignore_eos: bool = False
+    max_time: float | None = None
+    top_logprobs: int = 0
+    prompt_logprobs: bool = False
 
 
 def resolve(
@@ -84,13 +126,13 @@ def resolve(
     prompt_tokens: int,
     prefix_tokens: int,
     context_length: int,
+    vocab_size: int,
     max_sequences: int,
 ) -> ResolvedParams:
     """Fill in the model's defaults and check every value. Raises `InvalidRequest`.
 
-    `prompt_tokens` counts the prefix too, `prefix_tokens` is its share. As in transformers,
-    explicit lengths in new tokens win over total lengths, and total lengths do not count
-    the prefix.
+    `prompt_tokens` counts the prefix too, `prefix_tokens` is its share, both before the prompt
+    is truncated.
     """
     pick = _Picker(params, defaults)
     sequences = pick.integer("num_return_sequences", 1, max_sequences)
@@ -100,24 +142,44 @@ def resolve(
             "num_return_sequences",
             "without sampling all sequences would be equal; set do_sample to true or ask for 1",
         )
-    max_tokens = _max_tokens(params, defaults, prompt_tokens, prefix_tokens, context_length)
+    cut = _cut(params.truncate, prompt_tokens)
+    read, prefix = prompt_tokens - cut, max(0, prefix_tokens - cut)
+    most = max_tokens(params, defaults, read, prefix, context_length)
     return ResolvedParams(
         sequences=sequences,
-        max_tokens=max_tokens,
-        min_tokens=_min_tokens(params, defaults, prompt_tokens, prefix_tokens, max_tokens),
+        max_tokens=most,
+        min_tokens=min_tokens(params, defaults, read, prefix, most),
         do_sample=do_sample,
-        temperature=max(pick.number("temperature", above=0.0), LEAST_TEMPERATURE),
+        temperature=max(pick.above("temperature", 0.0), LEAST_TEMPERATURE),
         top_k=pick.integer("top_k", 0),
-        top_p=pick.number("top_p", above=0.0, up_to=1.0),
+        top_p=pick.above("top_p", 0.0, up_to=1.0),
         repetition_penalty=min(
-            max(pick.number("repetition_penalty", above=0.0), 1 / MOST_PENALTY), MOST_PENALTY
+            max(pick.above("repetition_penalty", 0.0), 1 / MOST_PENALTY), MOST_PENALTY
         ),
         no_repeat_ngram_size=pick.integer("no_repeat_ngram_size", 0),
-        stop=_stop(params.stop),
+        stop=check_stop(params.stop),
         seed=_seed(params.seed),
-        return_full_text=_check_boolean("return_full_text", params.return_full_text),
-        details=_check_boolean("details", params.details),
+        return_full_text=check_boolean("return_full_text", params.return_full_text),
+        **_without_defaults(params, vocab_size),
     )
+
+
+def _without_defaults(params: SamplingParams, vocab_size: int) -> dict[str, Any]:
+    """What no model has a default for."""
+    top = check_integer("top_logprobs", params.top_logprobs, 0, MOST_TOP_LOGPROBS)
+    bias, typical, seconds = params.logit_bias, params.typical_p, params.max_time
+    return {
+        "details": check_boolean("details", params.details) or top > 0,
+        "top_logprobs": top,
+        "prompt_logprobs": check_boolean("prompt_logprobs", params.prompt_logprobs),
+        "ignore_eos": check_boolean("ignore_eos", params.ignore_eos),
+        "min_p": _between("min_p", params.min_p, 0.0, 1.0),
+        "typical_p": 1.0 if typical is None else check_above("typical_p", typical, 0.0, 1.0),
+        "presence_penalty": _between("presence_penalty", params.presence_penalty, -2.0, 2.0),
+        "frequency_penalty": _between("frequency_penalty", params.frequency_penalty, -2.0, 2.0),
+        "logit_bias": {} if bias is None else check_bias(bias, vocab_size),
+        "max_time": None if seconds is None else check_above("max_time", seconds, 0.0),
+    }
 
 
 class _Picker:
@@ -135,120 +197,21 @@ class _Picker:
         return check_integer(field, self._value(field), low, high)
 
     def boolean(self, field: str) -> bool:
-        return _check_boolean(field, self._value(field))
+        return check_boolean(field, self._value(field))
 
-    def number(self, field: str, *, above: float, up_to: float = math.inf) -> float:
-        value = self._value(field)
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise InvalidRequest(field, f"must be a number, not {value!r}")
-        if not math.isfinite(value) or not above < value <= up_to:
-            bounds = f"above {above:g}" + (f" and at most {up_to:g}" if up_to < math.inf else "")
-            raise InvalidRequest(field, f"must be {bounds}, not {value}")
-        return float(value)
+    def above(self, field: str, above: float, up_to: float = math.inf) -> float:
+        return check_above(field, self._value(field), above, up_to)
 
 
-def _check_boolean(field: str, value: object) -> bool:
-    if not isinstance(value, bool):
-        raise InvalidRequest(field, f"must be true or false, not {value!r}")
-    return value
+def _between(field: str, value: object, low: float, high: float) -> float:
+    return 0.0 if value is None else check_between(field, value, low, high)
 
 
-def check_integer(field: str, value: object, low: int, high: int | None = None) -> int:
-    """Return `value` if it is an integer in [low, high]; raises `InvalidRequest`."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise InvalidRequest(field, f"must be an integer, not {value!r}")
-    if value < low or (high is not None and value > high):
-        bounds = f"at least {low}" if high is None else f"between {low} and {high}"
-        raise InvalidRequest(field, f"must be {bounds}, not {value}")
-    return value
-
-
-def _max_tokens(
-    params: SamplingParams,
-    defaults: GenerationDefaults,
-    prompt_tokens: int,
-    prefix_tokens: int,
-    context_length: int,
-) -> int:
-    room = context_length - prompt_tokens
-    if room < 1:
-        raise InvalidRequest(
-            "prompt",
-            f"has {prompt_tokens} tokens, but the model's context is {context_length} and at "
-            "least one token must be left to generate",
-        )
-    if params.max_new_tokens is not None:
-        asked = check_integer("max_new_tokens", params.max_new_tokens, 1)
-        return _within_room("max_new_tokens", asked, room, prompt_tokens, context_length)
-    if params.max_length is not None:
-        length = check_integer("max_length", params.max_length, 1) + prefix_tokens
-        asked = _beyond_prompt("max_length", length, prompt_tokens)
-        return _within_room("max_length", asked, room, prompt_tokens, context_length)
-    if defaults.max_new_tokens is not None:
-        return min(defaults.max_new_tokens, room)
-    if defaults.max_length is not None:
-        length = min(defaults.max_length + prefix_tokens, context_length)
-        return _beyond_prompt("prompt", length, prompt_tokens)
-    return room
-
-
-def _within_room(field: str, asked: int, room: int, prompt_tokens: int, context: int) -> int:
-    if asked > room:
-        raise InvalidRequest(
-            field,
-            f"the prompt's {prompt_tokens} tokens and {asked} new ones do not fit into the "
-            f"model's context of {context}; at most {room} new tokens are possible",
-        )
-    return asked
-
-
-def _beyond_prompt(field: str, length: int, prompt_tokens: int) -> int:
-    if length <= prompt_tokens:
-        raise InvalidRequest(
-            field,
-            f"the prompt has {prompt_tokens} tokens and the length is bounded to {length}, so "
-            "nothing can be generated; use max_new_tokens, or raise max_length",
-        )
-    return length - prompt_tokens
-
-
-def _min_tokens(
-    params: SamplingParams,
-    defaults: GenerationDefaults,
-    prompt_tokens: int,
-    prefix_tokens: int,
-    max_tokens: int,
-) -> int:
-    """As in transformers, min_new_tokens wins over min_length."""
-    new = params.min_new_tokens
-    total = params.min_length
-    if new is None and total is None:
-        new, total = defaults.min_new_tokens, defaults.min_length
-    total = check_integer("min_length", 0 if total is None else total, 0)
-    if new is not None:
-        wanted = check_integer("min_new_tokens", new, 0)
-    else:
-        wanted = max(total + prefix_tokens - prompt_tokens, 0)
-    if params.min_new_tokens is not None and wanted > max_tokens:
-        raise InvalidRequest(
-            "min_new_tokens", f"{wanted} is more than the {max_tokens} tokens that are allowed"
-        )
-    return min(wanted, max_tokens)
-
-
-def _stop(stop: object) -> tuple[str, ...]:
-    if isinstance(stop, str):
-        stop = (stop,)
-    if not isinstance(stop, tuple | list) or not all(isinstance(text, str) for text in stop):
-        raise InvalidRequest("stop", "must be a list of strings")
-    if len(stop) > MAX_STOP_STRINGS:
-        raise InvalidRequest("stop", f"at most {MAX_STOP_STRINGS} strings, not {len(stop)}")
-    for text in stop:
-        if not 0 < len(text) <= MAX_STOP_LENGTH:
-            raise InvalidRequest(
-                "stop", f"each string has 1 to {MAX_STOP_LENGTH} characters, not {len(text)}"
-            )
-    return tuple(stop)
+def _cut(truncate: int | None, prompt_tokens: int) -> int:
+    """Tokens to leave out at the prompt's beginning."""
+    if truncate is None:
+        return 0
+    return max(0, prompt_tokens - check_integer("truncate", truncate, 1))
 
 
 def _seed(seed: int | None) -> int:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from gpt2serve.engine.events import FinishReason, Timing, Token
 from gpt2serve.engine.params import ResolvedParams, SamplingParams
+from gpt2serve.engine.prompts import Prompt
 from gpt2serve.engine.randomness import sequence_seed
 from gpt2serve.engine.sampling import SamplingRow
 from gpt2serve.engine.text import TextStream
@@ -24,9 +25,12 @@ class Times:
     model_ready: float | None = None
     prefill_started: float | None = None
     first_token: float | None = None
+    ended: float | None = None
     waited_for_load: bool = False
 
     def timing(self, now: float) -> Timing:
+        """Up to `now`, or to the end."""
+        now = self.ended if self.ended is not None else now
         ready = self.model_ready if self.model_ready is not None else now
         started = self.prefill_started if self.prefill_started is not None else now
         first = self.first_token if self.first_token is not None else now
@@ -37,6 +41,14 @@ class Times:
             prefill_ms=round(1e3 * (first - started), 3),
             decode_ms=round(1e3 * (now - first), 3),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a caller asked for, to prepare it again should the model be published again."""
+
+    prompt: Prompt
+    params: SamplingParams
 
 
 @dataclass(eq=False, slots=True)
@@ -67,7 +79,11 @@ class Sequence:
 
 @dataclass(eq=False, slots=True)
 class Request:
-    """What the engine works on. `key` names the model's version that it was prepared for."""
+    """What the engine works on. `key` names the model's version that it was prepared for.
+
+    `prompt` is the text that `prompt_ids` stand for, without the bytes of a character that
+    is only `begun` at its end. `owner` is whom the request is for, "" if nobody in particular.
+    """
 
     key: str
     model: str
@@ -77,8 +93,9 @@ class Request:
     stream: Stream
     wants_tokens: bool
     times: Times
-    #: What was asked for, to prepare the request again should the model be published again.
-    asked: SamplingParams | None = None
+    asked: Asked | None = None
+    begun: bytes = b""
+    owner: str = ""
     sequences: list[Sequence] = field(default_factory=list)
     completion_tokens: int = 0
     cancelled: bool = False
@@ -116,5 +133,5 @@ class Request:
                 wants_logprob=self.wants_tokens or params.details,
                 history=list(self.prompt_ids),
             )
-            text = TextStream(token_bytes, params.stop)
+            text = TextStream(token_bytes, params.stop, begun=self.begun)
             self.sequences.append(Sequence(self, index, row, text))

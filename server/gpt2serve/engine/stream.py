@@ -14,7 +14,15 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from gpt2serve.engine.events import Done, Event, Generation, GenerationResult, TokenEvent
+from gpt2serve.engine.events import (
+    Done,
+    Event,
+    Generation,
+    GenerationResult,
+    PromptTokens,
+    Timing,
+    TokenEvent,
+)
 
 
 @dataclass(slots=True)
@@ -76,8 +84,12 @@ class TokenStream:
     It ends in exactly one way: with `Done`, or with an exception from what is awaited.
     """
 
-    def __init__(self, model: str, cancel: Callable[[], None]) -> None:
+    def __init__(
+        self, model: str, cancel: Callable[[], None], timing: Callable[[], Timing]
+    ) -> None:
         self.model = model
+        #: So far; how long it took to begin is known from the first event on.
+        self.timing = timing
         self.loop: asyncio.AbstractEventLoop | None = asyncio.get_running_loop()
         self._cancel = cancel
         self._deliveries: deque[Delivery] = deque()
@@ -119,7 +131,7 @@ class TokenStream:
             if not ended:
                 self._arrived.clear()
 
-    async def events(self) -> AsyncIterator[TokenEvent | Generation]:
+    async def events(self) -> AsyncIterator[PromptTokens | TokenEvent | Generation]:
         """Tokens, and generations as they are finished; cancels if the consumer stops early."""
         try:
             async for batch in self.batches():
@@ -164,10 +176,12 @@ def collect(model: str, events: list[Event]) -> GenerationResult:
     done = events[-1]
     assert isinstance(done, Done)  # noqa: S101
     generations = (event for event in events if isinstance(event, Generation))
+    prompts = (event.tokens for event in events if isinstance(event, PromptTokens))
     return GenerationResult(
         model=model,
         model_version=done.model_version,
         generations=tuple(sorted(generations, key=lambda generation: generation.index)),
+        prompt_tokens=next(prompts, None),
         usage=done.usage,
         timing=done.timing,
     )

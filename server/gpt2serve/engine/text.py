@@ -50,6 +50,12 @@ def _settled(text: str) -> int:
     return len(text)
 
 
+def whole_characters(text: bytes) -> tuple[str, bytes]:
+    """The text, and what of it is the beginning of a character that is not all there."""
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    return decoder.decode(text), decoder.getstate()[0]
+
+
 class StopStrings:
     """Finds the first place where one of the stop strings begins."""
 
@@ -81,9 +87,17 @@ class TextStream:
     the rest. Their concatenation is `text`, whatever the pieces were.
     """
 
-    def __init__(self, token_bytes: Callable[[int], bytes], stop: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        token_bytes: Callable[[int], bytes],
+        stop: Sequence[str] = (),
+        *,
+        begun: bytes = b"",
+    ) -> None:
+        """`begun`: the beginning of a character that the prompt ended in."""
         self._token_bytes = token_bytes
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._decoder.decode(begun)
         self._stop = StopStrings(stop)
         self._raw = ""
         self._released = ""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from collections.abc import Iterable
 from pathlib import Path
 
 import tokenizers
@@ -62,6 +63,14 @@ class Tokenizer:
             known = bytes(_BYTE_OF[c] for c in characters if c in _BYTE_OF)
             self._bytes[token] = known
         return known
+
+    def decode(self, tokens: Iterable[int]) -> bytes:
+        """The bytes of all `tokens`, which may begin or end within a character."""
+        return b"".join(map(self.token_bytes, tokens))
+
+    def is_special(self, token: int) -> bool:
+        """Whether `token` is one such as end-of-text, which is no text."""
+        return self._special.get(token) == b""
 
 
 #: Models mostly share a vocabulary; one of GPT-2's size takes some megabytes.

@@ -283,7 +283,8 @@ class ModelWorker:
             usage = Usage(
                 prompt_tokens=request.prompt_length, completion_tokens=request.completion_tokens
             )
-            timing = request.times.timing(self._host.clock())
+            request.times.ended = self._host.clock()
+            timing = request.times.timing(request.times.ended)
             version = self.runner.manifest.version
             done = Done(model_version=version, usage=usage, timing=timing)
             self._host.outbox.add(request.stream, done)
