@@ -488,7 +488,8 @@ def test_not_ready_while_draining() -> None:
 
 def test_index_points_to_the_schema() -> None:
     served = Served()
-    assert served.request("GET", "/").json()["schema"] == "/schema"
+    wanted = {"Accept": "application/json"}
+    assert served.request("GET", "/", headers=wanted).json()["schema"] == "/schema"
     schema = served.request("GET", "/schema").json()
     body = schema["paths"]["/generate"]["post"]["requestBody"]["content"]["application/json"]
     name = body["schema"]["$ref"].rsplit("/", 1)[-1]

@@ -15,19 +15,6 @@ from gpt2serve.metrics import CONTENT_TYPE
 PING_SECONDS = 2.0
 
 
-@get("/", include_in_schema=False)
-async def index() -> dict[str, str]:
-    return {
-        "name": "gpt2serve",
-        "generate": "POST /generate",
-        "models": "/models",
-        "schema": "/schema",
-        "health": "/healthz",
-        "readiness": "/readyz",
-        "metrics": "/metrics",
-    }
-
-
 @get("/healthz", summary="Is the process alive?")
 async def healthz() -> dict[str, str]:
     return {"status": "alive"}

@@ -12,9 +12,10 @@ from gpt2serve.api.admin import admin_router
 from gpt2serve.api.cors import CorsMiddleware
 from gpt2serve.api.exchange import Exchange, exchange_of, open_exchange
 from gpt2serve.api.generate import generate
-from gpt2serve.api.health import healthz, index, metrics, readyz
+from gpt2serve.api.health import healthz, metrics, readyz
 from gpt2serve.api.middleware import ExchangeMiddleware
 from gpt2serve.api.models import describe_model, list_models
+from gpt2serve.api.pages import index, page_file
 from gpt2serve.api.problems import problem_response
 from gpt2serve.api.service import Service
 
@@ -27,7 +28,7 @@ def build_router(service: Service, path: str = "/") -> Router:
 
     handlers: list[ControllerRouterHandler] = [
         _public_router(service),
-        *(index, healthz, readyz, metrics),
+        *(index, page_file, healthz, readyz, metrics),
     ]
     if service.admin_key is not None:
         handlers.append(admin_router(service.admin_key))

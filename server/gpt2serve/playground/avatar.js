@@ -1,0 +1,31 @@
+// A model's face: its card's picture, or a letter on a colour of its own.
+
+import { element } from "./dom.js";
+
+/** `picture` is shown if it is an https address and can be loaded. */
+export function avatar({ id, name, picture }) {
+  const face = element("span", { className: "avatar", ariaHidden: "true" }, initial(name || id.split("/").at(-1)));
+  face.style.setProperty("--hue", hueOf(id));
+  if (picture?.startsWith("https://")) face.append(pictureOf(picture));
+  return face;
+}
+
+function pictureOf(address) {
+  const image = element("img", { alt: "", decoding: "async", loading: "lazy" });
+  image.referrerPolicy = "no-referrer";
+  image.addEventListener("error", () => image.remove());
+  image.src = address;
+  return image;
+}
+
+function initial(name) {
+  const [first] = name.match(/[\p{L}\p{N}]/u) ?? ["?"];
+  return first.toUpperCase();
+}
+
+/** The same for the same id, 0 to 359. */
+function hueOf(id) {
+  let hash = 0;
+  for (const character of id) hash = (hash * 31 + character.codePointAt(0)) % 1_000_003;
+  return (hash * 137) % 360; // so that neighbours differ
+}
