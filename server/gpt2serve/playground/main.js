@@ -1,6 +1,6 @@
 // The page: a model is chosen, a request is made, its answer is shown.
 
-import { apiKey, describeModel, GENERATE_URL, setApiKey } from "./api.js";
+import { apiKey, GENERATE_URL, server, setApiKey } from "./api.js";
 import { avatar } from "./avatar.js";
 import { byId, copy, element, setText } from "./dom.js";
 import { Picker, suggest } from "./picker.js";
@@ -56,7 +56,7 @@ async function choose(id) {
   byId("suggestions").hidden = true;
   hideProblem();
   try {
-    showModel(await describeModel(id, signal));
+    showModel(await server.describeModel(id, signal));
   } catch (error) {
     if (signal.aborted) return;
     hideModel();

@@ -1,7 +1,7 @@
 // The choice of a model by typing: a combobox with a list, after the ARIA Authoring Practices.
 // The server searches; the page never holds more than a list's worth of models.
 
-import { searchModels } from "./api.js";
+import { server } from "./api.js";
 import { avatar } from "./avatar.js";
 import { byId, element, setText } from "./dom.js";
 
@@ -75,7 +75,7 @@ export class Picker {
 
   async #ask(text, signal) {
     try {
-      const found = await searchModels(text, LIST_LENGTH, signal);
+      const found = await server.searchModels(text, LIST_LENGTH, signal);
       this.#searching = false;
       this.#show(found);
     } catch (error) {
@@ -154,7 +154,7 @@ function option({ id, title, handle, picture }, index) {
 
 /** Buttons for the first few models, for a page that is opened without one. */
 export async function suggest(box, onChoice) {
-  const { models } = await searchModels("", 6, AbortSignal.timeout(20_000));
+  const { models } = await server.searchModels("", 6, AbortSignal.timeout(20_000));
   box.replaceChildren(
     element("p", { className: "hint" }, "or one of these"),
     ...models.map(({ id, title, picture }) => {

@@ -1,6 +1,6 @@
 // What went wrong, where a reader sees it and a screen reader says it.
 
-import { Problem } from "./api.js";
+import { Problem } from "./client.js";
 import { byId, setText } from "./dom.js";
 import { blame, forgive } from "./settings.js";
 

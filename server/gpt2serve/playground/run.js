@@ -1,6 +1,6 @@
 // One request on its way: its events go to the predictions, its times to whoever shows them.
 
-import { generate } from "./api.js";
+import { server } from "./api.js";
 
 export class Run {
   #request;
@@ -32,7 +32,7 @@ export class Run {
   async finished() {
     const { signal } = this.#stop;
     try {
-      for await (const events of generate(this.#request, signal)) {
+      for await (const events of server.generate(this.#request, signal)) {
         for (const event of events) this.#on(event);
       }
     } catch (error) {

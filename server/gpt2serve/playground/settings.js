@@ -1,7 +1,7 @@
 // The form: what is asked for, the model's own defaults, and the field that is to blame.
 
 import { byId, setText } from "./dom.js";
-import { Problem } from "./api.js";
+import { Problem } from "./client.js";
 
 const form = byId("form");
 const details = byId("settings");
