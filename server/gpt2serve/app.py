@@ -52,7 +52,9 @@ def create_app(
     the same `metrics` in, and `/metrics` shows what happens inside it too.
 
     As the ASGI lifespan has it, a server accepts requests once the models to be loaded at start
-    are there, and does not start if one of them cannot be loaded.
+    are there, and does not start if one of them cannot be loaded. Starlette and FastAPI do not run
+    the lifespan of an app that is mounted in them: do it in theirs, `async with app.lifespan():`.
+    The engine is `app.state.engine`, for whatever else wants to use it.
     """
     if sum(given is not None for given in (store, settings, engine)) > 1:
         raise SettingsError("Give create_app a store, or settings, or an engine: one of them.")
@@ -73,7 +75,7 @@ def create_app(
         openapi_config=openapi_config(_security(service)),
         # Litestar would log on its own, globally; the exchange's line is the log.
         logging_config=None,
-        state=State({_STATE_KEY: service}),
+        state=State({_STATE_KEY: service, "engine": engine}),
     )
 
 

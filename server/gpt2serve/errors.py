@@ -14,6 +14,7 @@
     │   ├── PackageReplaced     published again while this version was being fetched or read
     │   └── NotOnDisk           evicted from the disk cache meanwhile: fetch it again
     ├── Overloaded              the queue is full
+    ├── EngineNotStarted        it takes work once it was started
     ├── EngineClosed            draining, or stopped
     ├── RequestAborted          cancelled by its owner
     ├── StepFailed              the model failed while it was generating
@@ -128,6 +129,17 @@ class Overloaded(Gpt2ServeError):
     def __init__(self, message: str, *, retry_after: float) -> None:
         super().__init__(message)
         self.retry_after = retry_after
+
+
+class EngineNotStarted(Gpt2ServeError):
+    code = "not_ready"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "The engine has not been started. An app that is mounted in another one starts with "
+            "that one's lifespan: docs/embedding.md shows how."
+        )
+        self.retry_after = 1.0
 
 
 class EngineClosed(Gpt2ServeError):

@@ -11,6 +11,7 @@ import pytest
 
 from gpt2serve.app import create_app, service_of
 from gpt2serve.errors import EngineClosed, SettingsError
+from tests.unit.api_support import assert_problem, send
 
 
 def test_settings_from_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -47,6 +48,20 @@ def test_its_own_engine_lives_as_long_as_the_app(tmp_path: Path) -> None:
     asyncio.run(main())
     with pytest.raises(EngineClosed):
         engine.start()
+
+
+def test_the_engine_is_there_for_the_app_around(tmp_path: Path) -> None:
+    app = create_app(tmp_path)
+    assert app.state.engine is service_of(app).engine
+
+
+def test_a_request_to_an_engine_that_nobody_started(sample_store: Path) -> None:
+    # A mounted app whose lifespan nobody runs.
+    app = create_app(sample_store)
+    body = {"model": "ronald-reagan", "prompt": "My"}
+    answer = asyncio.run(send(app, "POST", "/generate", json=body))
+    problem = assert_problem(answer, 503, "not_ready")
+    assert "lifespan" in problem["detail"]
 
 
 def test_two_apps_in_one_process_share_nothing(tmp_path: Path) -> None:

@@ -47,6 +47,7 @@ def test_error_codes_are_pinned() -> None:
         "CorruptPackage": "corrupt_package",
         "DeviceUnavailable": "device_unavailable",
         "EngineClosed": "draining",
+        "EngineNotStarted": "not_ready",
         "Gpt2ServeError": "internal_error",
         "InvalidModelId": "invalid_model_id",
         "InvalidRequest": "invalid_value",

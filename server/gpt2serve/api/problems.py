@@ -96,6 +96,7 @@ _RULES: tuple[tuple[type[Exception], _Rule], ...] = (
     (errors.EngineClosed, _Rule(503, "The server is shutting down")),
     (errors.RequestAborted, _Rule(503, "The request was aborted")),
     (NotReady, _Rule(503, "The server is not ready")),
+    (errors.EngineNotStarted, _Rule(503, "The server is not ready")),
     (
         errors.StoreUnavailable,
         _Rule(

@@ -43,6 +43,7 @@ from gpt2serve.errors import (
     CorruptPackage,
     DeviceUnavailable,
     EngineClosed,
+    EngineNotStarted,
     Gpt2ServeError,
     InvalidModelId,
     ModelNotFound,
@@ -76,8 +77,6 @@ class PreparedRequest:
     tokenizer: Tokenizer
     #: Bytes of a character that token ids begin and do not end; not in `prompt`.
     begun: bytes = b""
-    #: How many of `prompt_ids` are the model's prefix, which comes first.
-    prefix_tokens: int = 0
 
     @property
     def prompt_tokens(self) -> int:
@@ -265,9 +264,8 @@ class Engine:
         )
         ids = read.ids[-asked.params.truncate :] if asked.params.truncate else read.ids
         self._check_kv_cache(manifest, len(ids), resolved)
-        prefix_tokens = max(0, read.prefix_tokens - (len(read.ids) - len(ids)))
         return PreparedRequest(
-            model, read.text, ids, asked, resolved, package, tokenizer, read.begun, prefix_tokens
+            model, read.text, ids, asked, resolved, package, tokenizer, read.begun
         )
 
     def _with_tokenizer(self, model: str) -> tuple[Package, Tokenizer]:
@@ -302,7 +300,8 @@ class Engine:
         """Hand a request to the engine thread, from a running event loop. Never blocks.
 
         `owner`: whom it is for, "" for nobody in particular.
-        Raises `Overloaded` or `EngineClosed`; everything later comes out of the stream.
+        Raises `Overloaded`, `EngineNotStarted` or `EngineClosed`; everything later comes out of
+        the stream.
         """
         admitted: list[Request] = []
         stream = TokenStream(
@@ -333,8 +332,10 @@ class Engine:
         manifest = prepared.package.manifest
         request.make_sequences(manifest.eos_token_ids, prepared.tokenizer.token_bytes)
         with self._lock:
-            if self._draining or not self._started:
+            if self._draining:
                 raise EngineClosed
+            if not self._started:
+                raise EngineNotStarted
             if self._admitted >= self.settings.max_queue:
                 raise Overloaded(
                     f"{self._admitted} requests are being worked on or waiting already.",
@@ -450,10 +451,6 @@ class Engine:
         """
         models = self._store.list(after, limit)
         return self._statuses([self._glance(model) for model in models])
-
-    def list_ids(self, *, after: str = "", limit: int = 100) -> list[str]:
-        """The ids of those models; nothing else is looked at, so many cost little."""
-        return self._store.list(after, limit)
 
     def _glance(self, model: str) -> Known:
         """As much as can be told without a network.
