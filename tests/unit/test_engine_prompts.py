@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tokenizers
 
 from gpt2serve.engine.params import SamplingParams, resolve
 from gpt2serve.engine.prompts import tokenise
@@ -82,3 +83,16 @@ def test_a_prompt_that_is_only_scored_may_fill_the_context() -> None:
         limits(10, max_new_tokens=0)
     with pytest.raises(InvalidRequest, match="prompt: has 16 tokens"):
         limits(16, prompt_logprobs=True)
+
+
+def test_special_tokens_have_names_and_no_bytes(tmp_path: Path) -> None:
+    inner = tokenizers.Tokenizer.from_str(letters_tokenizer().decode())
+    inner.add_special_tokens(["<|endoftext|>"])
+    inner.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = Tokenizer(tmp_path / "tokenizer.json")
+    (special,) = tokenizer.encode("<|endoftext|>")
+    assert (tokenizer.special_name(special), tokenizer.token_bytes(special)) == (
+        "<|endoftext|>",
+        b"",
+    )
+    assert tokenizer.special_name(2) is None

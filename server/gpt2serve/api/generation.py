@@ -21,6 +21,7 @@ from gpt2serve.api.service import Service
 from gpt2serve.api.streaming import EVENT_STREAM, STREAM_HEADERS, merged, unless_gone
 from gpt2serve.engine.events import Done, Event, Generation, GenerationResult
 from gpt2serve.engine.params import SamplingParams
+from gpt2serve.engine.prompts import Prompt
 from gpt2serve.package import check_model_id
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ GENERATION = {"generation": True}
 class Ask:
     """One prompt and what is wished for it."""
 
-    prompt: str
+    prompt: Prompt
     params: SamplingParams
 
 

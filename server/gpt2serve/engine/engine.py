@@ -77,6 +77,8 @@ class PreparedRequest:
     tokenizer: Tokenizer
     #: Bytes of a character that token ids begin and do not end; not in `prompt`.
     begun: bytes = b""
+    #: How many of `prompt_ids` are the model's prefix, which comes first.
+    prefix_tokens: int = 0
 
     @property
     def prompt_tokens(self) -> int:
@@ -264,8 +266,9 @@ class Engine:
         )
         ids = read.ids[-asked.params.truncate :] if asked.params.truncate else read.ids
         self._check_kv_cache(manifest, len(ids), resolved)
+        prefix_tokens = max(0, read.prefix_tokens - (len(read.ids) - len(ids)))
         return PreparedRequest(
-            model, read.text, ids, asked, resolved, package, tokenizer, read.begun
+            model, read.text, ids, asked, resolved, package, tokenizer, read.begun, prefix_tokens
         )
 
     def _with_tokenizer(self, model: str) -> tuple[Package, Tokenizer]:
@@ -451,6 +454,10 @@ class Engine:
         """
         models = self._store.list(after, limit)
         return self._statuses([self._glance(model) for model in models])
+
+    def list_ids(self, *, after: str = "", limit: int = 100) -> list[str]:
+        """The ids of those models; nothing else is looked at, so many cost little."""
+        return self._store.list(after, limit)
 
     def _glance(self, model: str) -> Known:
         """As much as can be told without a network.

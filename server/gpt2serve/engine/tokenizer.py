@@ -72,6 +72,10 @@ class Tokenizer:
         """Whether `token` is one such as end-of-text, which is no text."""
         return self._special.get(token) == b""
 
+    def special_name(self, token: int) -> str | None:
+        """What a special token is written as, such as <|endoftext|>; None of all others."""
+        return str(self._inner.id_to_token(token)) if self.is_special(token) else None
+
 
 #: Models mostly share a vocabulary; one of GPT-2's size takes some megabytes.
 REMEMBERED = 16
