@@ -13,6 +13,7 @@ from gpt2serve.api.cors import CorsMiddleware
 from gpt2serve.api.exchange import Exchange, exchange_of, open_exchange
 from gpt2serve.api.generate import generate
 from gpt2serve.api.health import healthz, metrics, readyz
+from gpt2serve.api.huggingface.router import hugging_face_router
 from gpt2serve.api.middleware import ExchangeMiddleware
 from gpt2serve.api.models import describe_model, list_models
 from gpt2serve.api.pages import index, page_file
@@ -50,7 +51,7 @@ def _public_router(service: Service) -> Router:
     origins = service.settings.cors_origins
     return Router(
         path="/",
-        route_handlers=[generate, list_models, describe_model],
+        route_handlers=[generate, list_models, describe_model, hugging_face_router()],
         middleware=[CorsMiddleware(origins)] if origins else [],
     )
 

@@ -1,0 +1,79 @@
+"""Errors in the shape that Hugging Face's clients read: `{"error", "error_type"}`.
+
+`huggingface_hub` makes an exception of its own of each type that Text Generation Inference has;
+what has none becomes its `HfHubHTTPError`, with the status.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+
+from gpt2serve.api.problems import Problem, error_handler
+from gpt2serve.errors import ModelUnavailable
+
+ErrorType = Literal["validation", "generation", "overloaded", "incomplete_generation"]
+
+
+class ModelLoading(ModelUnavailable):
+    """The client did not want to wait for the model, which is loaded meanwhile."""
+
+    code = "model_loading"
+
+    def __init__(self, model: str, estimated_time: float) -> None:
+        super().__init__(f"Model {model} is currently loading", retry_after=estimated_time)
+        self.estimated_time = estimated_time
+
+
+class HuggingFaceError(msgspec.Struct, frozen=True, kw_only=True):
+    """An error, as Text Generation Inference and the Inference API tell it."""
+
+    error: Annotated[str, Meta(description="A sentence about this very occurrence.")]
+    error_type: Annotated[
+        ErrorType | UnsetType,
+        Meta(description="As Text Generation Inference has it; left out where it has none."),
+    ] = UNSET
+    estimated_time: Annotated[
+        float | UnsetType,
+        Meta(description="Seconds until the model is loaded, if the error is that it is not."),
+    ] = UNSET
+
+
+#: By code: Text Generation Inference's status and type, where it has one.
+_KINDS: dict[str, tuple[int, ErrorType]] = {
+    "malformed_body": (400, "validation"),
+    "invalid_value": (422, "validation"),
+    "invalid_model_id": (422, "validation"),
+    "overloaded": (429, "overloaded"),
+    "generation_failed": (424, "generation"),
+    "aborted": (500, "incomplete_generation"),
+}
+#: The engine's names of what the clients know under another name.
+_NAMES = {"prompt": "inputs", "top_logprobs": "top_n_tokens"}
+
+
+def error_of(problem: Problem) -> HuggingFaceError:
+    """The body that tells about `problem`."""
+    kind = _KINDS.get(problem.code)
+    return HuggingFaceError(error=_sentence(problem), error_type=kind[1] if kind else UNSET)
+
+
+def _render(problem: Problem, error: Exception) -> tuple[int, HuggingFaceError]:
+    status, _ = _KINDS.get(problem.code, (problem.status, None))
+    body = error_of(problem)
+    if isinstance(error, ModelLoading):
+        body = msgspec.structs.replace(body, estimated_time=error.estimated_time)
+    return status, body
+
+
+def _sentence(problem: Problem) -> str:
+    """What is wrong, with the field's name as the client wrote it."""
+    if problem.field is UNSET or not problem.detail.startswith(f"{problem.field}: "):
+        return problem.detail
+    name = problem.field.removeprefix("parameters.").removeprefix("options.")
+    return _NAMES.get(name, name) + problem.detail[len(problem.field) :]
+
+
+hugging_face_response = error_handler(_render)

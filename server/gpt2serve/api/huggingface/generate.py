@@ -1,0 +1,90 @@
+"""From a body to the engine and back: what the routes have in common."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+from litestar import MediaType, Request, Response
+
+from gpt2serve.api.exchange import Exchange
+from gpt2serve.api.generation import Ask, Running, begin
+from gpt2serve.api.huggingface.errors import ModelLoading
+from gpt2serve.api.huggingface.headers import first_headers, last_headers
+from gpt2serve.api.huggingface.outputs import TextGenerationOutput, outputs_of
+from gpt2serve.api.huggingface.params import Wish, check_streamable
+from gpt2serve.api.huggingface.streaming import TextGenerationFrames
+from gpt2serve.api.service import Service
+from gpt2serve.engine.status import ModelStatus
+from gpt2serve.errors import EngineClosed
+
+#: What a load takes at most, mostly; and bytes a second of a store at a URL, for a guess.
+_LOAD_SECONDS = 1.0
+_FETCH_RATE = 50e6
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One request of a client, to one model."""
+
+    request: Request[Any, Any, Any]
+    service: Service
+    exchange: Exchange
+    model: str
+    wish: Wish
+
+    async def texts(
+        self, prompts: Sequence[str]
+    ) -> tuple[list[list[TextGenerationOutput]], dict[str, str]]:
+        """The outputs for each prompt, and the headers that go with them."""
+        running = await self._begin(prompts, stream=False)
+        validated = self.exchange.seconds
+        results = await running.results()
+        outputs = [
+            outputs_of(result, self.wish, prepared)
+            for result, prepared in zip(results, running.prepared, strict=True)
+        ]
+        headers = first_headers(running, prompts) | last_headers(
+            results, validated=validated, total=self.exchange.seconds
+        )
+        return outputs, headers
+
+    async def stream(self, prompt: str) -> Response[Any]:
+        check_streamable(self.wish)
+        running = await self._begin([prompt], stream=True)
+        answer = await running.respond(TextGenerationFrames(self.wish, running.prepared[0]))
+        answer.headers.update(first_headers(running, [prompt]))
+        return answer
+
+    async def refuse_while_loading(self) -> None:
+        """Unless the model is in memory, begin to load it and raise `ModelLoading`."""
+        engine = self.service.engine
+        self.exchange.model = self.model
+        if self.service.draining:
+            raise EngineClosed
+        status = await asyncio.to_thread(engine.status, self.model)
+        # Why a model cannot be loaded is told to those who ask it for texts.
+        if status.state not in ("resident", "failed"):
+            await asyncio.to_thread(engine.start_load, self.model)
+            raise ModelLoading(self.model, _seconds_left(status))
+
+    async def _begin(self, prompts: Sequence[str], *, stream: bool) -> Running:
+        asks = [Ask(prompt, self.wish.params) for prompt in prompts]
+        return await begin(
+            self.request, self.service, self.exchange, self.model, asks, stream=stream
+        )
+
+
+def json_answer(body: Any, headers: dict[str, str]) -> Response[Any]:
+    return Response(msgspec.json.encode(body), media_type=MediaType.JSON, headers=headers)
+
+
+def _seconds_left(status: ModelStatus) -> float:
+    """A guess; a model whose files are on the disk is there after milliseconds."""
+    if status.fetch_total_bytes is None:
+        return _LOAD_SECONDS
+    missing = status.fetch_total_bytes - (status.fetched_bytes or 0)
+    return round(_LOAD_SECONDS + max(0, missing) / _FETCH_RATE, 1)

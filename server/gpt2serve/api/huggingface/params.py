@@ -1,0 +1,106 @@
+"""From what Hugging Face's clients wish to the engine's terms.
+
+The address decides which defaults apply, and nothing else does: see
+docs/decisions/0021-hugging-face-surface.md.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from gpt2serve.api.huggingface.schemas import PipelineParameters, TextGenerationParameters
+from gpt2serve.engine.params import SamplingParams
+from gpt2serve.errors import InvalidRequest
+
+#: The Inference API's; all others are the model's own.
+_INFERENCE_DEFAULTS = {"do_sample": True, "return_full_text": True}
+#: Text Generation Inference's, which reads no defaults of a model. It has its lengths from its
+#: command line; here the most tokens are the model's own, and there is no least.
+_TGI_DEFAULTS = {
+    "do_sample": False,
+    "return_full_text": False,
+    "temperature": 1.0,
+    "top_k": 0,
+    "top_p": 1.0,
+    "repetition_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+    "min_length": 0,
+}
+#: Any of them makes Text Generation Inference draw.
+_DRAWS = ("temperature", "top_k", "top_p", "typical_p")
+#: Fields whose name and meaning are the engine's.
+_SHARED = tuple(
+    name
+    for name in PipelineParameters.__struct_fields__
+    if name in SamplingParams.__struct_fields__
+    and name not in ("stop", "details", "num_return_sequences")
+)
+_UNSUPPORTED = ("grammar", "adapter_id")
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What is asked of the engine, and what concerns only the answer."""
+
+    params: SamplingParams
+    best_of: int
+    details: bool
+
+
+def inference_wish(given: PipelineParameters | None) -> Wish:
+    """Of `POST /models/{id}`. Raises `InvalidRequest`."""
+    given = given or PipelineParameters()
+    return _wish(given, _INFERENCE_DEFAULTS, given.num_return_sequences or 1)
+
+
+def tgi_wish(given: TextGenerationParameters | None) -> Wish:
+    """Of `/generate` and `/generate_stream`. Raises `InvalidRequest`."""
+    draws = given is None or any(getattr(given, name) is not None for name in _DRAWS)
+    given = given or TextGenerationParameters()
+    return _wish(given, _TGI_DEFAULTS | {"do_sample": draws}, 1)
+
+
+def check_streamable(wish: Wish) -> None:
+    """A stream is one text, token by token. Raises `InvalidRequest`."""
+    params = wish.params
+    if wish.best_of > 1:
+        raise InvalidRequest("best_of", "must be 1 in a stream: the best is known at the end")
+    if params.num_return_sequences != 1:
+        raise InvalidRequest("num_return_sequences", "must be 1 in a stream")
+    if params.prompt_logprobs:
+        raise InvalidRequest("decoder_input_details", "has no place in a stream")
+
+
+def _wish(given: TextGenerationParameters, defaults: dict[str, Any], sequences: int) -> Wish:
+    _check(given, sequences)
+    values = defaults | {
+        name: value for name in _SHARED if (value := getattr(given, name, None)) is not None
+    }
+    best_of = given.best_of or 1
+    if best_of > 1 and not values["do_sample"]:
+        raise InvalidRequest("best_of", "all texts would be equal; set do_sample to true")
+    details = bool(given.details or given.decoder_input_details)
+    params = SamplingParams(
+        **values,
+        num_return_sequences=max(best_of, sequences),
+        stop=tuple(given.stop or ()),
+        # The best is found by its tokens' probabilities.
+        details=details or best_of > 1,
+        top_logprobs=given.top_n_tokens or 0,
+        prompt_logprobs=bool(given.decoder_input_details),
+    )
+    return Wish(params, best_of, details)
+
+
+def _check(given: TextGenerationParameters, sequences: int) -> None:
+    for name in _UNSUPPORTED:
+        if getattr(given, name) is not None:
+            raise InvalidRequest(name, "is not supported")
+    if given.watermark:
+        raise InvalidRequest("watermark", "is not supported")
+    if (given.best_of or 1) > 1 and sequences > 1:
+        raise InvalidRequest("best_of", "returns one text; leave num_return_sequences out")
+
+
+__all__ = ["Wish", "check_streamable", "inference_wish", "tgi_wish"]

@@ -1,0 +1,207 @@
+"""What the Hugging Face surface asks of the engine, field by field."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from gpt2serve.api.huggingface.params import inference_wish, tgi_wish
+from gpt2serve.api.huggingface.schemas import PipelineParameters, TextGenerationParameters
+from gpt2serve.engine.params import SamplingParams
+from tests.unit.api_support import PROMPT, Served
+from tests.unit.test_api_huggingface import GENERATE, ONE, STREAM, refused, served
+
+#: A value for each field that goes to the engine, and what becomes of it there.
+BOTH: dict[str, tuple[Any, dict[str, Any]]] = {
+    "max_new_tokens": (5, {"max_new_tokens": 5}),
+    "do_sample": (True, {"do_sample": True}),
+    "temperature": (0.5, {"temperature": 0.5, "do_sample": True}),
+    "top_k": (3, {"top_k": 3, "do_sample": True}),
+    "top_p": (1.0, {"top_p": 1.0, "do_sample": True}),
+    "typical_p": (0.9, {"typical_p": 0.9, "do_sample": True}),
+    "repetition_penalty": (1.5, {"repetition_penalty": 1.5}),
+    "frequency_penalty": (-0.5, {"frequency_penalty": -0.5}),
+    "stop": (["x", "y"], {"stop": ("x", "y")}),
+    "seed": (7, {"seed": 7}),
+    "truncate": (9, {"truncate": 9}),
+    "return_full_text": (True, {"return_full_text": True}),
+    "best_of": (1, {"num_return_sequences": 1}),
+    "details": (True, {"details": True}),
+    "decoder_input_details": (True, {"details": True, "prompt_logprobs": True}),
+    "top_n_tokens": (3, {"top_logprobs": 3}),
+    "watermark": (False, {}),
+    "grammar": (None, {}),
+    "adapter_id": (None, {}),
+}
+PIPELINE: dict[str, tuple[Any, dict[str, Any]]] = {
+    "num_return_sequences": (3, {"num_return_sequences": 3}),
+    "max_time": (2.5, {"max_time": 2.5}),
+    "max_length": (50, {"max_length": 50}),
+    "min_length": (5, {"min_length": 5}),
+    "min_new_tokens": (2, {"min_new_tokens": 2}),
+    "no_repeat_ngram_size": (3, {"no_repeat_ngram_size": 3}),
+}
+INFERENCE = SamplingParams(do_sample=True, return_full_text=True, num_return_sequences=1)
+TGI = SamplingParams(
+    do_sample=False,
+    return_full_text=False,
+    num_return_sequences=1,
+    temperature=1.0,
+    top_k=0,
+    top_p=1.0,
+    repetition_penalty=1.0,
+    no_repeat_ngram_size=0,
+    min_length=0,
+)
+
+
+def fields_of(params: SamplingParams) -> dict[str, Any]:
+    return {name: getattr(params, name) for name in params.__struct_fields__}
+
+
+@pytest.fixture(scope="module")
+def server() -> Served:
+    return served()
+
+
+def asked(at: str, parameters: Any = None, **body: Any) -> SamplingParams:
+    """What the engine is given for a body."""
+    server = served()
+    body |= {} if parameters is None else {"parameters": parameters}
+    answer = server.request("POST", at, json={"inputs": PROMPT} | body)
+    assert answer.status_code == 200, answer.text
+    params = server.engine.given[0][2]
+    assert isinstance(params, SamplingParams)
+    return params
+
+
+def test_every_field_has_a_test() -> None:
+    assert set(TextGenerationParameters.__struct_fields__) == set(BOTH)
+    assert set(PipelineParameters.__struct_fields__) == set(BOTH) | set(PIPELINE)
+
+
+@pytest.mark.parametrize("field", [*BOTH, *PIPELINE])
+def test_inference_field(field: str) -> None:
+    value, becomes = (BOTH | PIPELINE)[field]
+    expected = fields_of(INFERENCE) | becomes
+    assert fields_of(asked(ONE, {field: value})) == expected
+
+
+@pytest.mark.parametrize("at", [GENERATE, STREAM])
+@pytest.mark.parametrize("field", BOTH)
+def test_tgi_field(field: str, at: str) -> None:
+    if (field, at) == ("decoder_input_details", STREAM):
+        return  # which is refused, and tested elsewhere
+    value, becomes = BOTH[field]
+    assert fields_of(asked(at, {field: value})) == fields_of(TGI) | becomes
+
+
+@pytest.mark.parametrize("field", [*BOTH, *PIPELINE])
+def test_null_is_as_good_as_left_out(field: str) -> None:
+    assert inference_wish(PipelineParameters(**{field: None})).params == INFERENCE
+    if field in BOTH:
+        assert asked(GENERATE, {field: None}) == TGI
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_inference_api_takes_the_models_own_defaults(stream: bool) -> None:
+    assert asked(ONE, stream=stream) == asked(ONE, {}, stream=stream) == INFERENCE
+    # Which defaults apply does not depend on other fields.
+    assert asked(ONE, {"details": True}, stream=stream).return_full_text is True
+
+
+@pytest.mark.parametrize("at", [GENERATE, STREAM])
+def test_tgi_draws_without_parameters_and_does_not_with_none_of_them(at: str) -> None:
+    assert asked(at).do_sample is True
+    assert asked(at, {}) == TGI
+
+
+def test_who_says_that_nothing_is_to_be_drawn_is_taken_at_his_word() -> None:
+    assert asked(GENERATE, {"do_sample": False, "temperature": 0.5}).do_sample is False
+    assert asked(ONE, {"do_sample": False, "top_p": 0.5}).do_sample is False
+
+
+def test_best_of_needs_the_probabilities() -> None:
+    params = TextGenerationParameters(best_of=3, do_sample=True)
+    wish = tgi_wish(params)
+    assert (wish.params.num_return_sequences, wish.params.details) == (3, True)
+    assert (wish.best_of, wish.details) == (3, False)
+
+
+WRONG: dict[str, list[Any]] = {
+    "max_new_tokens": [0, -1, 1.5, "5", True, 2**31],
+    "do_sample": [1, "true"],
+    "temperature": [0, -0.1, "1"],
+    "top_k": [-1, 1.5],
+    "top_p": [0, -0.1, 1.01],
+    "typical_p": [0, 1.01],
+    "repetition_penalty": [0, -1],
+    "frequency_penalty": [-2.1, 2.1],
+    "stop": ["x", [1], 17 * ["x"]],
+    "seed": [-1, 2**63, 1.5],
+    "truncate": [0, -1],
+    "return_full_text": ["yes"],
+    "best_of": [0, -1],
+    "details": [1],
+    "decoder_input_details": [1],
+    "top_n_tokens": [-1, 21],
+    "watermark": [True, 1],
+    "grammar": [{"type": "json", "value": {}}, "x", 0, False],
+    "adapter_id": ["x", ""],
+    "num_return_sequences": [0, 1.5],
+    "max_time": [0, -1],
+    "max_length": [0],
+    "min_length": [-1],
+    "min_new_tokens": [-1],
+    "no_repeat_ngram_size": [-1],
+    "stop_sequences": [["x"]],
+    "a field of nobody": [1],
+}
+
+
+@pytest.mark.parametrize("at", [ONE, GENERATE, STREAM])
+@pytest.mark.parametrize("field", WRONG)
+def test_what_is_wrong_or_unknown_is_refused_by_name(field: str, at: str, server: Served) -> None:
+    for value in WRONG[field]:
+        body = {"inputs": PROMPT, "parameters": {field: value}}
+        answer = server.request("POST", at, json=body)
+        assert refused(answer, 422, "validation").startswith(f"{field}: "), value
+        assert server.engine.given == []
+
+
+@pytest.mark.parametrize("field", PIPELINE)
+def test_tgi_knows_no_fields_of_the_pipeline(field: str, server: Served) -> None:
+    body = {"inputs": PROMPT, "parameters": {field: PIPELINE[field][0]}}
+    answer = server.request("POST", GENERATE, json=body)
+    assert refused(answer, 422, "validation") == f"{field}: is not a field of this request"
+
+
+@pytest.mark.parametrize(
+    ("at", "body", "field"),
+    [
+        (ONE, {}, "inputs"),
+        (ONE, {"inputs": 1}, "inputs"),
+        (ONE, {"inputs": []}, "inputs"),
+        (ONE, {"inputs": [1]}, "inputs"),
+        (ONE, {"inputs": 129 * ["x"]}, "inputs"),
+        (GENERATE, {"inputs": ["x"]}, "inputs"),
+        (GENERATE, {"inputs": "x", "stream": True}, "stream"),
+        (GENERATE, {"inputs": "x", "options": {}}, "options"),
+        (ONE, {"inputs": "x", "parameters": []}, "parameters"),
+        (ONE, {"inputs": "x", "stream": "yes"}, "stream"),
+        (ONE, {"inputs": "x", "options": {"wait_for_model": 1}}, "wait_for_model"),
+        (ONE, {"inputs": "x", "options": {"use_gpu": True}}, "use_gpu"),
+        (ONE, {"inputs": "x", "parameters": {"best_of": 2, "do_sample": False}}, "best_of"),
+        (ONE, {"inputs": "x", "parameters": {"best_of": 2, "num_return_sequences": 2}}, "best_of"),
+        (GENERATE, {"inputs": "x", "parameters": {"best_of": 2}}, "best_of"),
+    ],
+)
+def test_wrong_bodies(at: str, body: Any, field: str, server: Served) -> None:
+    answer = server.request("POST", at, json=body)
+    assert refused(answer, 422, "validation").startswith(f"{field}: ")
+
+
+def test_wishes_without_a_body() -> None:
+    assert inference_wish(None) == inference_wish(PipelineParameters())
+    assert tgi_wish(TextGenerationParameters()).params == TGI
