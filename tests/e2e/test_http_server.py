@@ -14,6 +14,7 @@ from typing import Any
 
 import httpx
 import pytest
+from huggingface_hub import InferenceClient
 
 from tests.e2e.server_support import (
     LONG,
@@ -61,6 +62,35 @@ def test_one_life_of_a_server(serve: Callable[..., Server]) -> None:
     assert [line["event"] for line in log] == ["generate"] * 3 + ["draining"]
     assert PROMPT not in json.dumps(log)
     assert text["text"] not in json.dumps(log)
+
+
+def test_a_picker_finds_models_by_what_people_call_them(serve: Callable[..., Server]) -> None:
+    server = serve("--preload", MODEL)
+
+    def found(**query: Any) -> list[str]:
+        return [one["id"] for one in client.get("/models", params=query).json()["models"]]
+
+    with server.client() as client:
+        assert found(search="ge") == [MODEL]
+        assert found(search="o", limit=2) == [MODEL, "ronald-reagan"]
+        assert found(search="o", limit=2, after="ronald-reagan") == ["thomas-jefferson"]
+        eventually(lambda: found(search="@george_w") == [MODEL])
+        (entry,) = client.get("/models", params={"search": "GEORGE wash"}).json()["models"]
+        assert entry["title"] == "George Washington"
+        assert (entry["handle"], entry["picture"]) == ("@george_washington", "avatar.svg")
+        assert found(state="resident") == [MODEL]
+        assert found(state="resident", search="jefferson") == []
+
+
+def test_huggingface_clients_read_what_a_model_can_do(serve: Callable[..., Server]) -> None:
+    server = serve("--max-queue", "17", "--max-batch-size", "5")
+    info = InferenceClient(provider="hf-inference").get_endpoint_info(
+        model=f"{server.url}/models/{MODEL}"
+    )
+    assert (info["model_id"], info["model_dtype"]) == (MODEL, "int8")
+    assert info["max_total_tokens"] == info["dimensions"]["context_length"]
+    assert info["max_input_tokens"] == info["max_total_tokens"] - 1
+    assert (info["max_concurrent_requests"], info["max_best_of"]) == (17, 5)
 
 
 def test_a_stream_arrives_in_pieces(serve: Callable[..., Server]) -> None:

@@ -35,7 +35,13 @@ from gpt2serve.errors import (
     SettingsError,
     StoreUnavailable,
 )
-from gpt2serve.package import MANIFEST_FILE, TOKENIZER_FILE, WEIGHTS_FILE, verify_hashes
+from gpt2serve.package import (
+    MANIFEST_FILE,
+    TOKENIZER_FILE,
+    WEIGHTS_FILE,
+    ModelCard,
+    verify_hashes,
+)
 from tests import s3_server
 from tests.s3_server import Proxy, publish, unpublish
 from tests.unit.engine_support import write_package
@@ -788,6 +794,33 @@ def test_a_list_shows_new_models_and_finds_deleted_ones(world: World) -> None:
     assert changes == [("b", None)]
     with pytest.raises(ModelNotFound):
         store.resolve("b")
+
+
+def test_a_search_knows_the_titles_that_are_here_already(world: World) -> None:
+    """Ids of all models; titles of those in the disk cache, or asked for. No request for it."""
+    for model in ("cached", "asked", "never"):
+        world.publish(model, size=10, card=ModelCard(title=f"Title of the {model}"))
+    before = world.open()
+    before.fetch(before.resolve("cached"))
+    store = world.open()
+    store.resolve("asked")
+    asked = len(world.proxy.asked)
+    assert store.list(search="e") == ["asked", "cached", "never"]
+    store._finder.join()
+    assert store.list(search="title") == ["asked", "cached"]
+    assert len(world.proxy.asked) == asked + len(world.proxy.about("list-type"))
+    assert store.card("never") is None
+    assert store.card("cached") == ModelCard(title="Title of the cached")
+
+
+def test_a_search_while_the_store_is_down(world: World) -> None:
+    world.publish("cached", size=10, card=ModelCard(title="Title"))
+    before = world.open()
+    before.fetch(before.resolve("cached"))
+    world.proxy.close()
+    store = world.open()
+    assert store.list(search="cach") == ["cached"]
+    assert store.list(search="other") == []
 
 
 # -- other stores -----------------------------------------------------------------------------

@@ -32,7 +32,7 @@ from gpt2serve.package import (
     ModelCard,
     Source,
 )
-from gpt2serve.settings import server_settings
+from gpt2serve.settings import EngineSettings, engine_settings, server_settings
 
 PROMPT, TEXT = "a secret prompt", "a secret answer"
 GOOD = {"model": "me/model", "prompt": PROMPT}
@@ -102,6 +102,7 @@ class FakeEngine:
     )
     #: What `start_load` and `start_unload` return; done if None.
     work: Future[None] | None = None
+    settings: EngineSettings = field(default_factory=lambda: engine_settings("models/"))
     #: Held until set: what `start` takes.
     may_start: threading.Event | None = None
 
@@ -130,8 +131,15 @@ class FakeEngine:
     def _cancelled(self) -> None:
         self.cancelled += 1
 
-    def list_models(self, *, after: str = "", limit: int = 100) -> list[ModelStatus]:
-        return [status for name, status in sorted(self.models.items()) if name > after][:limit]
+    def list_models(
+        self, *, after: str = "", limit: int = 100, search: str = "", state: str | None = None
+    ) -> list[ModelStatus]:
+        found = [
+            status
+            for name, status in sorted(self.models.items())
+            if name > after and search in name and state in (None, status.state)
+        ]
+        return found[:limit]
 
     def status(self, model: str) -> ModelStatus:
         if model not in self.models:

@@ -22,6 +22,8 @@ from gpt2serve.app import create_router, service_of
 from gpt2serve.engine.events import Event, Token
 from gpt2serve.engine.params import SamplingParams
 from gpt2serve.engine.stream import Delivery, TokenStream
+from gpt2serve.package import ModelCard
+from gpt2serve.settings import engine_settings
 from tests.unit.api_support import (
     DONE,
     GOOD,
@@ -438,6 +440,60 @@ def test_list_shows_how_the_server_has_a_model() -> None:
 def test_wrong_page_size_is_refused_by_name(limit: str) -> None:
     answer = Served().request("GET", "/models", params={"limit": limit})
     assert assert_problem(answer, 422, "invalid_value")["field"] == "limit"
+
+
+def test_models_are_searched() -> None:
+    served = Served()
+    for model in ("ab", "cab", "cb"):
+        served.engine.becomes("a", id=model)
+        served.engine.models[model] = served.engine.models["a"]
+    page = served.request("GET", "/models?search=b&limit=2").json()
+    assert [model["id"] for model in page["models"]] == ["ab", "b/c"]
+    rest = served.request("GET", "/models", params={"search": "b", "after": page["next"]}).json()
+    assert [model["id"] for model in rest["models"]] == ["cab", "cb"]
+    assert "next" not in rest
+
+
+def test_a_list_shows_the_card_as_far_as_it_is_known() -> None:
+    served = Served()
+    served.engine.becomes("a", card=ModelCard(title="Me", handle="@me", picture="http://x/y.png"))
+    served.engine.becomes("b/c", card=ModelCard(title="<b>"))
+    full, part, none = served.request("GET", "/models").json()["models"]
+    assert (full["title"], full["handle"], full["picture"]) == ("Me", "@me", "http://x/y.png")
+    assert part["title"] == "<b>"
+    assert not {"handle", "picture"} & set(part)
+    assert not {"title", "handle", "picture"} & set(none)
+
+
+def test_models_in_memory() -> None:
+    served = Served()
+    served.engine.becomes("d", state="resident")
+    served.engine.becomes("a", state="loading")
+    (model,) = served.request("GET", "/models?state=resident").json()["models"]
+    assert model["id"] == "d"
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("state", "cold"), ("state", ""), ("search", "a" * 201)]
+)
+def test_wrong_searches_are_refused_by_name(field: str, value: str) -> None:
+    answer = Served().request("GET", "/models", params={field: value})
+    assert assert_problem(answer, 422, "invalid_value")["field"] == field
+
+
+def test_model_info_has_what_clients_of_tgi_read() -> None:
+    served = Served(FakeEngine(settings=engine_settings("models/", max_queue=9, max_batch_size=3)))
+    info = served.request("GET", "/models/me/model/info").json()
+    assert {name: info[name] for name in info if name.startswith(("m", "model_"))} == {
+        "model_id": "me/model",
+        "model_dtype": "int8",
+        "model_pipeline_tag": "text-generation",
+        "max_concurrent_requests": 9,
+        "max_best_of": 3,
+        "max_stop_sequences": 16,
+        "max_input_tokens": 7,
+        "max_total_tokens": 8,
+    }
 
 
 def test_model_info_shows_no_paths() -> None:

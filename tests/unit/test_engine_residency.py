@@ -24,6 +24,7 @@ from gpt2serve.engine.worker import ModelWorker
 from gpt2serve.errors import (
     CorruptPackage,
     EngineClosed,
+    InvalidRequest,
     ModelLoadFailed,
     ModelNotFound,
     ModelTooLarge,
@@ -32,7 +33,7 @@ from gpt2serve.errors import (
     RequestAborted,
     StoreUnavailable,
 )
-from gpt2serve.package import TOKENIZER_FILE, WEIGHTS_FILE
+from gpt2serve.package import TOKENIZER_FILE, WEIGHTS_FILE, ModelCard
 from tests.integration.engine_support import (
     Watcher,
     assert_idle,
@@ -822,7 +823,9 @@ def test_status(
     now = 1000.0
     engine = opened(clock=lambda: now, load_retry_min=5.0)
     monkeypatch.setattr("gpt2serve.engine.engine.time.time", lambda: 2e9 + now)
-    cold = ModelStatus(id="a", state="cold", bytes=100, version=version_of(engine, "a"))
+    cold = ModelStatus(
+        id="a", state="cold", bytes=100, version=version_of(engine, "a"), card=ModelCard()
+    )
     assert engine.status("a") == cold
     now += 1.0
     engine.generate("a", "x", PARAMS)
@@ -857,6 +860,29 @@ def test_of_a_store_behind_a_url_only_what_is_known_is_told(
     listed = {one.id: one for one in engine.list_models()}
     assert (listed["a"].state, listed["a"].bytes) == ("resident", 100)
     assert (listed["b"].state, listed["b"].bytes, listed["b"].version) == ("cold", 0, None)
+
+
+def test_only_models_that_are_warm(opened: Callable[..., Engine], models: Models) -> None:
+    engine = opened()
+    assert engine.list_models(state="resident") == []
+    engine.generate("c", "x", PARAMS)
+    engine.generate("a", "x", PARAMS)
+    assert [one.id for one in engine.list_models(state="resident")] == ["a", "c"]
+    assert [one.id for one in engine.list_models(state="resident", after="a")] == ["c"]
+    assert [one.id for one in engine.list_models(state="resident", search="C")] == ["c"]
+    assert engine.list_models(state="loading") == []
+    with pytest.raises(InvalidRequest, match="fetching, loading, resident"):
+        engine.list_models(state="cold")
+
+
+def test_titles_in_a_list_and_in_a_search(folder: Path, opened: Callable[..., Engine]) -> None:
+    card = ModelCard(title="Somebody", handle="@who", example_prompts=("x",))
+    write_package(folder, "e", card=card)
+    engine = opened()
+    (found,) = engine.list_models(search="e", limit=1)
+    assert found.card == ModelCard(title="Somebody", handle="@who")
+    engine._store._finder.join()
+    assert [one.id for one in engine.list_models(search="@wh somebody")] == ["e"]
 
 
 def test_what_is_reported(opened: Callable[..., Engine], models: Models) -> None:

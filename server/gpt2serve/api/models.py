@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from litestar import get
@@ -13,7 +13,9 @@ from msgspec import UNSET, Meta, UnsetType
 
 from gpt2serve.api.openapi import problem_specs
 from gpt2serve.api.service import Service
-from gpt2serve.engine.status import ModelStatus
+from gpt2serve.engine.checks import MAX_STOP_STRINGS
+from gpt2serve.engine.status import WARM_STATES, ModelStatus
+from gpt2serve.errors import InvalidRequest
 from gpt2serve.package import (
     Dimensions,
     GenerationDefaults,
@@ -21,10 +23,12 @@ from gpt2serve.package import (
     ModelCard,
     check_model_id,
 )
+from gpt2serve.settings import EngineSettings
 
 MAX_PAGE = 1000
-#: Instead of the engine's own words, which may name paths and buckets.
+LONGEST_SEARCH = 200
 _WRONG = "A value is wrong; `field` names it"
+#: Instead of the engine's own words, which may name paths and buckets.
 _HIDDEN_ERROR = "The model could not be loaded; the server's log has the reason."
 
 
@@ -42,6 +46,15 @@ class ModelEntry(msgspec.Struct, frozen=True, kw_only=True):
     ]
     pinned: Annotated[bool, Meta(description="Stays in memory whatever else needs room.")]
     error: Annotated[str | None, Meta(description="Why the last load failed.")]
+    title: Annotated[
+        str | UnsetType, Meta(description="The model card's name for it, if that is known.")
+    ] = UNSET
+    handle: Annotated[
+        str | UnsetType, Meta(description="Whose model it is, such as @somebody, if known.")
+    ] = UNSET
+    picture: Annotated[
+        str | UnsetType, Meta(description="Address of a picture, or a data URL, if known.")
+    ] = UNSET
     fetched_bytes: Annotated[
         int | UnsetType, Meta(description="While fetching: bytes that have come from the store.")
     ] = UNSET
@@ -75,6 +88,7 @@ class AdminEntry(ModelEntry, frozen=True, kw_only=True):
 
 def _shared(status: ModelStatus) -> dict[str, Any]:
     fetched, total = status.fetched_bytes, status.fetch_total_bytes
+    card = status.card or ModelCard()
     return {
         "id": status.id,
         "state": status.state,
@@ -82,13 +96,16 @@ def _shared(status: ModelStatus) -> dict[str, Any]:
         "version": status.version,
         "last_used": status.last_used,
         "pinned": status.pinned,
+        "title": card.title or UNSET,
+        "handle": card.handle or UNSET,
+        "picture": card.picture or UNSET,
         "fetched_bytes": UNSET if fetched is None else fetched,
         "fetch_total_bytes": UNSET if total is None else total,
     }
 
 
 class ModelPage(msgspec.Struct, frozen=True, kw_only=True):
-    """Models in the order of their ids. `next` is the `after` of the next page, if there is one."""
+    """Models in order of id, or of a search; `next` is the next page's `after`, if there is one."""
 
     models: list[ModelEntry]
     next: str | UnsetType = UNSET
@@ -106,9 +123,23 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     generation_defaults: GenerationDefaults
     card: ModelCard
     verification: dict[str, Any]
+    # The rest is what clients of Text Generation Inference read, under the names it has there.
+    model_id: str
+    model_dtype: str
+    model_pipeline_tag: Literal["text-generation"] = "text-generation"
+    max_concurrent_requests: Annotated[
+        int, Meta(description="Requests that are worked on or wait; one more is refused.")
+    ]
+    max_best_of: Annotated[int, Meta(description="Sequences that one request can ask for.")]
+    max_stop_sequences: int
+    max_input_tokens: Annotated[
+        int, Meta(description="Of a prompt, with the model's prefix; one is to be generated.")
+    ]
+    max_total_tokens: Annotated[int, Meta(description="Of prompt and generated text together.")]
 
     @classmethod
-    def of(cls, manifest: Manifest) -> ModelInfo:
+    def of(cls, manifest: Manifest, settings: EngineSettings) -> ModelInfo:
+        context = manifest.dimensions.context_length
         return cls(
             id=manifest.id,
             version=manifest.version,
@@ -119,21 +150,48 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
             generation_defaults=manifest.generation_defaults,
             card=manifest.card,
             verification=manifest.verification,
+            model_id=manifest.id,
+            model_dtype=manifest.precision,
+            max_concurrent_requests=settings.max_queue,
+            max_best_of=settings.max_batch_size,
+            max_stop_sequences=MAX_STOP_STRINGS,
+            max_input_tokens=context - 1,
+            max_total_tokens=context,
         )
 
 
 @get(
     "/models",
-    summary="List the models in the store",
+    summary="List the models in the store, or search them",
     responses=problem_specs({422: _WRONG, 503: "The store does not answer"}),
 )
 async def list_models(
     service: NamedDependency[Service],
     limit: Annotated[int, QueryParameter(ge=1, le=MAX_PAGE, description="Models per page.")] = 100,
     after: Annotated[str, QueryParameter(description="Begin behind this id.")] = "",
+    search: Annotated[
+        str,
+        QueryParameter(
+            max_length=LONGEST_SEARCH,
+            description="Words that all occur in a model's id, title or handle.",
+        ),
+    ] = "",
+    # `state` itself is a name that Litestar has given away, so it is checked here.
+    warm: Annotated[
+        str | None,
+        QueryParameter(
+            name="state",
+            description="Only models that are in memory, or on their way there.",
+            schema_extra={"enum": [*WARM_STATES]},
+        ),
+    ] = None,
 ) -> ModelPage:
+    if warm not in (None, *WARM_STATES):
+        raise InvalidRequest("state", f"must be one of {', '.join(WARM_STATES)}")
     # One more than asked for tells whether there is a next page.
-    found = await asyncio.to_thread(service.engine.list_models, after=after, limit=limit + 1)
+    found = await asyncio.to_thread(
+        service.engine.list_models, after=after, limit=limit + 1, search=search, state=warm
+    )
     page = found[:limit]
     return ModelPage(
         models=[ModelEntry.of(status) for status in page],
@@ -156,8 +214,8 @@ async def list_models(
 async def describe_model(
     service: NamedDependency[Service], name: FromPath[str], owner: FromPath[str] = ""
 ) -> ModelInfo:
-    model = model_id(owner, name)
-    return ModelInfo.of(await asyncio.to_thread(service.engine.describe, model))
+    manifest = await asyncio.to_thread(service.engine.describe, model_id(owner, name))
+    return ModelInfo.of(manifest, service.engine.settings)
 
 
 def model_id(owner: str, name: str) -> str:

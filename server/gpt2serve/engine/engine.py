@@ -35,7 +35,7 @@ from gpt2serve.engine.prompts import Prompt, tokenise
 from gpt2serve.engine.request import Asked, Request, Times
 from gpt2serve.engine.residency import Waiting
 from gpt2serve.engine.runner import cuda_is_available
-from gpt2serve.engine.status import Known, ModelStatus, statuses
+from gpt2serve.engine.status import WARM_STATES, Known, ModelStatus, models_in, statuses
 from gpt2serve.engine.store import ModelStore, Package
 from gpt2serve.engine.stream import BlockingStream, Stream, TokenStream
 from gpt2serve.engine.tokenizer import Tokenizer, TokenizerCache
@@ -46,6 +46,7 @@ from gpt2serve.errors import (
     EngineNotStarted,
     Gpt2ServeError,
     InvalidModelId,
+    InvalidRequest,
     ModelNotFound,
     ModelTooLarge,
     Overloaded,
@@ -446,18 +447,32 @@ class Engine:
         (found,) = self._statuses([self._look(model)])
         return found
 
-    def list_models(self, *, after: str = "", limit: int = 100) -> list[ModelStatus]:
+    def list_models(
+        self, *, after: str = "", limit: int = 100, search: str = "", state: str | None = None
+    ) -> list[ModelStatus]:
         """Up to `limit` models, in order of id, that come after the id `after`.
 
-        From the store's index, which may be some seconds old; of a store behind a URL, versions
-        and expected bytes are told only if they are known. Raises `StoreUnavailable`.
+        With a `search` those in which all its words occur, in id, title or handle; models in which
+        every word begins a part come first, and `after` is a place in that order. `state`, one of
+        `WARM_STATES`, leaves those that are in it.
+
+        From the store's index, which may be some seconds old; of a store behind a URL, versions,
+        titles and expected bytes are told only if they are known. Raises `StoreUnavailable`, or
+        `InvalidRequest` for another state.
         """
-        models = self._store.list(after, limit)
+        among = None if state is None else self._models_in(state)
+        models = self._store.list(after, limit, search=search, among=among)
         return self._statuses([self._glance(model) for model in models])
 
     def list_ids(self, *, after: str = "", limit: int = 100) -> list[str]:
         """The ids of those models; nothing else is looked at, so many cost little."""
         return self._store.list(after, limit)
+
+    def _models_in(self, state: str) -> set[str]:
+        if state not in WARM_STATES:
+            raise InvalidRequest("state", f"must be one of {', '.join(WARM_STATES)}")
+        models = self._core.models
+        return self._ask(lambda: models_in(models, state, self._clock()))
 
     def _glance(self, model: str) -> Known:
         """As much as can be told without a network.
@@ -466,7 +481,7 @@ class Engine:
         the last would end the listing.
         """
         if is_url(self.settings.store):
-            return Known(model, self._store.peek(model))
+            return Known(model, self._store.peek(model), card=self._store.card(model))
         try:
             return self._look(model)
         except Gpt2ServeError:
@@ -474,11 +489,12 @@ class Engine:
 
     def _look(self, model: str) -> Known:
         try:
-            return Known(model, self._store.resolve(model))
+            package = self._store.resolve(model)
+            return Known(model, package, card=self._store.card(model))
         except (ModelNotFound, InvalidModelId):
             raise
         except StoreUnavailable as error:
-            return Known(model, self._store.peek(model), str(error))
+            return Known(model, self._store.peek(model), str(error), self._store.card(model))
         except PackageError as error:
             # It must not hide all others in a list.
             return Known(model, error=str(error))

@@ -11,6 +11,10 @@ from gpt2serve.engine.fetcher import Fetcher
 from gpt2serve.engine.model_cache import State
 from gpt2serve.engine.residency import Residency
 from gpt2serve.engine.store import Package
+from gpt2serve.package import ModelCard
+
+#: States of models that are in memory, or on their way there. All others are cold, or failed.
+WARM_STATES = ("fetching", "loading", "resident")
 
 
 class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -20,7 +24,8 @@ class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):
     it is resident, else expected; 0 if unknown. version: None if unknown. last_used: unix time of
     the last request since the start. error: why it failed last, while that is remembered.
     leases: requests that use it or wait for it, of all its versions. fetched_bytes and
-    fetch_total_bytes: while fetching. old_versions: replaced ones that requests still use.
+    fetch_total_bytes: while fetching. old_versions: replaced ones that requests still use. card:
+    title, handle and picture; None if unknown.
     """
 
     id: str
@@ -34,16 +39,18 @@ class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):
     fetched_bytes: int | None = None
     fetch_total_bytes: int | None = None
     old_versions: int = 0
+    card: ModelCard | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Known:
     """What the store says of a model: its package, or an error, or neither if that would take
-    a look over the network."""
+    a look over the network; and what is known of its card."""
 
     model: str
     package: Package | None = None
     error: str | None = None
+    card: ModelCard | None = None
 
 
 def statuses(
@@ -53,6 +60,16 @@ def statuses(
     keys = residency.keys_by_model(one.model for one in known)
     offset = unix_time - now
     return [_status(residency, fetcher, one, keys[one.model], now, offset) for one in known]
+
+
+def models_in(residency: Residency, state: str, now: float) -> set[str]:
+    """In the engine thread: models whose newest version is in this one of `WARM_STATES`."""
+    cache = residency.cache
+    return {
+        residency.package_of(key).model
+        for key, entry in cache.entries.items()
+        if not entry.retired and cache.state(key, now) == state
+    }
 
 
 def _status(
@@ -91,4 +108,5 @@ def _status(
         fetched_bytes=progress[0] if progress else None,
         fetch_total_bytes=progress[1] if progress else None,
         old_versions=sum(entry.retired for entry in entries.values()),
+        card=known.card,
     )

@@ -16,9 +16,18 @@ from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
-from gpt2serve.engine.stores.backend import Backend, Package, Progress, Seen, sort_key
-from gpt2serve.engine.stores.catalog import Catalog, page_of
+from gpt2serve.engine.stores.backend import (
+    Backend,
+    Described,
+    Package,
+    Progress,
+    Seen,
+    page_of,
+    sort_key,
+)
+from gpt2serve.engine.stores.catalog import Catalog
 from gpt2serve.engine.stores.disk_cache import DiskCache
+from gpt2serve.engine.stores.finder import Finder, brief
 from gpt2serve.engine.stores.folder_store import FolderStore
 from gpt2serve.engine.stores.known_models import NEVER, Answer, Known, KnownModels
 from gpt2serve.engine.stores.object_store import ObjectStore
@@ -31,7 +40,7 @@ from gpt2serve.errors import (
     SettingsError,
     StoreUnavailable,
 )
-from gpt2serve.package import check_model_id
+from gpt2serve.package import ModelCard, check_model_id
 from gpt2serve.settings import allows_http, is_url
 
 #: Seconds for which a store that did not answer is not asked.
@@ -93,6 +102,7 @@ class ModelStore:
         self._catalog = Catalog(
             self._ids, refresh=refresh, clock=clock, on_renewed=self._look_for_deleted
         )
+        self._finder = Finder(self._describe, self._describable, clock=clock)
 
     # -- one model ------------------------------------------------------------------------
 
@@ -153,19 +163,37 @@ class ModelStore:
 
     # -- all models -----------------------------------------------------------------------
 
-    def list(self, after: str = "", limit: int = 100) -> list[str]:
-        """Up to `limit` ids that come after the id `after`, in order of `sort_key`.
+    def list(
+        self,
+        after: str = "",
+        limit: int = 100,
+        *,
+        search: str = "",
+        among: Iterable[str] | None = None,
+    ) -> list[str]:
+        """Up to `limit` ids that come after the id `after`, in order of `sort_key`; with a
+        `search` in the order of `SearchIndex`. `among` leaves out all others.
 
         From an index that is renewed behind the caller's back; only the very first call waits
         for it. Raises `StoreUnavailable` if there is no list yet and the store does not answer.
         """
+        if among is not None:
+            return self._finder.find_among(_keys(among), search, after, limit)
         try:
-            return self._catalog.page(after, limit)
+            keys = self._catalog.keys()
         except StoreUnavailable:
-            keys = sorted(map(sort_key, self._ids_here()))
+            keys = _keys(self._ids_here())
             if not keys:
                 raise
+            return self._finder.find_among(keys, search, after, limit)
+        if not search:
             return page_of(keys, after, limit)
+        return self._finder.find(keys, search, after, limit)
+
+    def card(self, model: str) -> ModelCard | None:
+        """What is known of the model's card, without looking: for a list, so without examples."""
+        package = self._known.peek(model)
+        return brief(package.manifest.card) if package else self._finder.card(model)
 
     def any_local(self) -> Package | None:
         """One of the packages on this disk, whichever is found first."""
@@ -177,6 +205,7 @@ class ModelStore:
         return None
 
     def close(self) -> None:
+        self._finder.close()
         self._backend.close()
 
     # -- asking the store -----------------------------------------------------------------
@@ -297,6 +326,14 @@ class ModelStore:
         """Models that are known without a listing."""
         return {*self._known.models(), *self._backend.stored_ids()}
 
+    def _describable(self, ids: Sequence[str]) -> Iterable[str]:
+        return ids if self._backend.in_place else self._ids_here()
+
+    def _describe(self, model: str, known: Described | None) -> Described | None:
+        if not self._backend.in_place and (package := self._known.peek(model)) is not None:
+            return Described(brief(package.manifest.card), hash(package.key))
+        return self._backend.card(model, known)
+
     def _look_for_deleted(self, ids: set[str]) -> None:
         """Models that are known and not in the list: gone, or published while it was made."""
         for model in self._known.models():
@@ -305,6 +342,10 @@ class ModelStore:
             state = self._known.get(model)
             if not self._is_fresh(state):
                 self._ask(model, state)
+
+
+def _keys(models: Iterable[str]) -> list[str]:
+    return sorted(map(sort_key, models))
 
 
 def _copy(error: PackageError | StoreUnavailable) -> Exception:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from gpt2serve.package import TOKENIZER_FILE, Manifest, variant_name
+from gpt2serve.package import TOKENIZER_FILE, Manifest, ModelCard, variant_name
 
 #: Gets the bytes that are there and the bytes of the whole package.
 Progress = Callable[[int, int], None]
@@ -47,11 +48,22 @@ class Seen:
     signature: object
 
 
+@dataclass(frozen=True, slots=True)
+class Described:
+    """What a list shows of a model's card, and by what to tell that it has not changed since."""
+
+    card: ModelCard
+    signature: int
+
+
 class Backend(Protocol):
     """One kind of store. Thread-safe; every method may touch disk or network.
 
     Where a method cannot reach the store it raises `StoreUnavailable`.
     """
+
+    #: Whether packages are used where they lie, so that all of them can be read at any time.
+    in_place: bool
 
     @property
     def disk_cache_bytes(self) -> int:
@@ -69,6 +81,10 @@ class Backend(Protocol):
 
     def stored_ids(self) -> list[str]:
         """Models that can be served without the store."""
+
+    def card(self, model: str, known: Described | None) -> Described | None:
+        """The card in the package that lies here: `known` itself if nothing changed, None if
+        there is none. Never touches the network, and raises nothing."""
 
     def nearby(self) -> Iterable[str]:
         """Models whose files may well be on this disk, found without going through all."""
@@ -97,3 +113,9 @@ def sort_key(model: str) -> str:
     As plain text 'a-b' would come before 'a/b' but after 'a', which holds 'a/b'.
     """
     return f"{model}/"
+
+
+def page_of(keys: Sequence[str], after: str, limit: int) -> list[str]:
+    """Up to `limit` ids after the id `after`, of sorted keys."""
+    begin = bisect_right(keys, sort_key(after)) if after else 0
+    return [key[:-1] for key in keys[begin : begin + limit]]

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import threading
-from bisect import bisect_right
 from collections.abc import Callable, Iterable
 
-from gpt2serve.engine.stores.backend import sort_key
+from gpt2serve.engine.stores.backend import page_of, sort_key
 from gpt2serve.errors import StoreUnavailable
 
 #: A listing may take at most one part in this many of the time.
@@ -45,7 +44,19 @@ class Catalog:
 
         Raises `StoreUnavailable` if there was no list yet and there cannot be one now.
         """
-        return page_of(self._current(), after, limit)
+        return page_of(self.keys(), after, limit)
+
+    def keys(self) -> list[str]:
+        """All ids, as sorted `sort_key`s: the same list until there is a new one.
+
+        Raises what `page` raises.
+        """
+        keys = self._keys
+        if keys is not None:
+            self._renew_if_due()
+            return keys
+        with self._first:
+            return self._renew_first() if self._keys is None else self._keys
 
     def join(self) -> None:
         """Wait for a renewal that is under way."""
@@ -53,14 +64,6 @@ class Catalog:
             renewal = self._renewal
         if renewal is not None:
             renewal.join()
-
-    def _current(self) -> list[str]:
-        keys = self._keys
-        if keys is not None:
-            self._renew_if_due()
-            return keys
-        with self._first:
-            return self._renew_first() if self._keys is None else self._keys
 
     def _renew_first(self) -> list[str]:
         if self._problem is not None and self._clock() < self._next:
@@ -101,9 +104,3 @@ class Catalog:
         self._keys = keys
         self._on_renewed({key[:-1] for key in keys})
         return keys
-
-
-def page_of(keys: list[str], after: str, limit: int) -> list[str]:
-    """Up to `limit` ids after the id `after`, of sorted keys."""
-    begin = bisect_right(keys, sort_key(after)) if after else 0
-    return [key[:-1] for key in keys[begin : begin + limit]]

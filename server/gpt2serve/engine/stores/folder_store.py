@@ -9,7 +9,8 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from gpt2serve.engine.stores.backend import Package, Progress, Seen
+from gpt2serve.engine.stores.backend import Described, Package, Progress, Seen
+from gpt2serve.engine.stores.finder import card_in
 from gpt2serve.errors import (
     CorruptPackage,
     PackageError,
@@ -38,6 +39,8 @@ _Signature = tuple[int, int, int]
 
 class FolderStore:
     """A `Backend`. Nothing is listed or read at start, so that any store opens at once."""
+
+    in_place = True
 
     def __init__(self, root: Path, variants: Sequence[tuple[str, str]]) -> None:
         """`variants`: (target, precision) in order of preference. Raises `SettingsError`."""
@@ -87,6 +90,16 @@ class FolderStore:
 
     def stored_ids(self) -> list[str]:
         return []
+
+    def card(self, model: str, known: Described | None) -> Described | None:
+        for target, precision in self._variants:
+            file = package_path(self._root, model, target, precision) / MANIFEST_FILE
+            with contextlib.suppress(OSError):
+                signature = hash((target, precision, *_signature(file.stat())))
+                if known is not None and known.signature == signature:
+                    return known
+                return Described(card_in(file.read_bytes()), signature)
+        return None
 
     def nearby(self) -> Iterator[str]:
         return self.ids()

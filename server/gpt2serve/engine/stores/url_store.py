@@ -9,10 +9,11 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from gpt2serve.engine.stores.backend import Package, Progress, Seen
+from gpt2serve.engine.stores.backend import Described, Package, Progress, Seen
 from gpt2serve.engine.stores.disk_cache import OVERHEAD, DiskCache
 from gpt2serve.engine.stores.disk_layout import place_of
 from gpt2serve.engine.stores.download import Downloader, WrongContent
+from gpt2serve.engine.stores.finder import card_in
 from gpt2serve.engine.stores.object_store import (
     Content,
     ObjectMissing,
@@ -39,6 +40,8 @@ from gpt2serve.package import (
 
 class UrlStore:
     """A `Backend` over an `ObjectStore` and a `DiskCache`."""
+
+    in_place = False
 
     def __init__(
         self, objects: ObjectStore, cache: DiskCache, variants: Sequence[tuple[str, str]]
@@ -101,6 +104,16 @@ class UrlStore:
 
     def stored_ids(self) -> list[str]:
         return self._cache.layout.models(set(self._variants))
+
+    def card(self, model: str, known: Described | None) -> Described | None:
+        for variant in self._variants:
+            for place in self._cache.layout.versions(model, variant):
+                signature = hash(place.path)  # which has the manifest's hash in it
+                if known is not None and known.signature == signature:
+                    return known
+                with contextlib.suppress(OSError):
+                    return Described(card_in((place.path / MANIFEST_FILE).read_bytes()), signature)
+        return None
 
     def nearby(self) -> list[str]:
         return self.stored_ids()
