@@ -96,6 +96,9 @@ class FakeEngine:
     cancelled: int = 0
     closed: int = 0
     given: list[Any] = field(default_factory=list)
+    settings: EngineSettings = field(
+        default_factory=lambda: engine_settings("store", max_batch_size=8, max_queue=4)
+    )
     #: What `status` says, by id.
     models: dict[str, ModelStatus] = field(
         default_factory=lambda: {name: model_status(name) for name in ("a", "b/c", "d")}
@@ -140,6 +143,9 @@ class FakeEngine:
             if name > after and search in name and state in (None, status.state)
         ]
         return found[:limit]
+
+    def list_ids(self, *, after: str = "", limit: int = 100) -> list[str]:
+        return [status.id for status in self.list_models(after=after, limit=limit)]
 
     def status(self, model: str) -> ModelStatus:
         if model not in self.models:

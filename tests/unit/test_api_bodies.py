@@ -12,6 +12,7 @@ from gpt2serve.errors import InvalidRequest
 class Inner(msgspec.Struct, forbid_unknown_fields=True):
     share: float = 1.0
     names: list[str] = []
+    by_number: dict[int, str] = {}
 
 
 class Body(msgspec.Struct, forbid_unknown_fields=True):
@@ -32,6 +33,8 @@ def told(body: bytes) -> InvalidRequest:
     [
         (b'{"inner": {"share": "x"}}', "inner.share", "expected float, got str"),
         (b'{"inner": {"names": [1]}}', "inner.names", "expected str, got int"),
+        (b'{"inner": {"by_number": {"a": ""}}}', "inner.by_number", "a key: expected int, got str"),
+        (b'{"inner": {"by_number": {"1": 2}}}', "inner.by_number", "expected str, got int"),
         (b'{"inner": {"other": 1}}', "inner.other", "is not a field of this request"),
         (b'{"inner": {}, "other": 1}', "other", "is not a field of this request"),
         (b'{"inner": {}, "many": [{"other": 1}]}', "many.other", "is not a field of this request"),

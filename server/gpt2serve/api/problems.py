@@ -210,7 +210,7 @@ problem_response = error_handler(lambda problem, _: (problem.status, problem), P
 
 
 #: Where in the body: `parameters.top_p` of `$.parameters.top_p`, `stop` of `$.stop[0]`.
-_FIELD_PATH = re.compile(r" - at `\$\.?([^`\[]*)[^`]*`$")
+_FIELD_PATH = re.compile(r" - at (?:`(key)` in )?`\$\.?([^`\[]*)[^`]*`$")
 _NAMED_FIELD = re.compile(
     r"Object (?:missing required|contains unknown) field `(.*?)`(?: - at `\$\.?([^`\[]*)[^`]*`)?",
     re.DOTALL,
@@ -227,9 +227,10 @@ def body_error(error: Exception) -> errors.Gpt2ServeError:
             message = "is required" if missing else "is not a field of this request"
             field = ".".join(filter(None, (named[2], named[1][:_LONGEST_FIELD_NAME])))
             return errors.InvalidRequest(field, message)
-        if (path := _FIELD_PATH.search(text)) and path[1]:
+        if (path := _FIELD_PATH.search(text)) and path[2]:
             message = text[: path.start()].replace("`", "")
-            return errors.InvalidRequest(path[1], message[:1].lower() + message[1:])
+            message = message[:1].lower() + message[1:]
+            return errors.InvalidRequest(path[2], f"a key: {message}" if path[1] else message)
         return MalformedBody(f"The body must be a JSON object. {text.replace('`', '')}.")
     if isinstance(error, UnicodeDecodeError):
         return MalformedBody("The body is not UTF-8.")

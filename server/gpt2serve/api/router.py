@@ -16,6 +16,7 @@ from gpt2serve.api.health import healthz, metrics, readyz
 from gpt2serve.api.huggingface.router import hugging_face_router
 from gpt2serve.api.middleware import ExchangeMiddleware
 from gpt2serve.api.models import describe_model, list_models
+from gpt2serve.api.openai.router import openai_router
 from gpt2serve.api.pages import index, page_file
 from gpt2serve.api.problems import problem_response
 from gpt2serve.api.service import Service
@@ -51,7 +52,10 @@ def _public_router(service: Service) -> Router:
     origins = service.settings.cors_origins
     return Router(
         path="/",
-        route_handlers=[generate, list_models, describe_model, hugging_face_router()],
+        route_handlers=[
+            *(generate, list_models, describe_model),
+            *(openai_router(), hugging_face_router()),
+        ],
         middleware=[CorsMiddleware(origins)] if origins else [],
     )
 

@@ -1,0 +1,1 @@
+"""OpenAI's completions API: `POST /v1/completions` and `GET /v1/models`, for its clients."""
