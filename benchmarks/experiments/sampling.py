@@ -13,7 +13,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from gpt2serve.engine.sampling import BatchSampler, SamplingRow
+from gpt2serve.engine.sampling import BatchSampler
+from gpt2serve.engine.sampling_row import SamplingRow
 from gpt2serve.engine.top_k import top_candidates
 
 VOCABULARY = 50257

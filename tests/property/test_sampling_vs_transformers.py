@@ -8,6 +8,8 @@ interval of [0, 1), and the numbers that yield the token bound the interval from
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,7 +20,8 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from gpt2serve.engine.randomness import uniform
-from gpt2serve.engine.sampling import BatchSampler, SamplingRow
+from gpt2serve.engine.sampling import BatchSampler
+from gpt2serve.engine.sampling_row import SamplingRow, bias_of
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -48,6 +51,12 @@ class Case:
     history: tuple[int, ...] = (0,)
     generated: int = 0
     eos: tuple[int, ...] = (0,)
+    min_p: float = 0.0
+    typical_p: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    bias: tuple[tuple[int, float], ...] = ()
+    top_logprobs: int = 0
 
     @property
     def logits(self) -> npt.NDArray[np.float32]:
@@ -70,39 +79,78 @@ class Case:
             eos_token_ids=self.eos,
             wants_logprob=wants_logprob,
             history=list(self.history[: len(self.history) - self.generated]),
+            min_p=self.min_p,
+            typical_p=self.typical_p,
+            presence_penalty=self.presence_penalty,
+            frequency_penalty=self.frequency_penalty,
+            bias=bias_of(dict(self.bias)),
+            top_logprobs=self.top_logprobs,
         )
         row.history.extend(self.history[len(self.history) - self.generated :])
         return row
 
 
-def processed_by_transformers(case: Case, *, total_length: bool = False) -> Floats:
-    """Scores after every processor that `generate` would apply, in its order."""
+class OpenAIPenalties(transformers.LogitsProcessor):
+    """The formula of OpenAI's API reference, over what was generated:
+
+    mu[j] -> mu[j] - c[j] * alpha_frequency - float(c[j] > 0) * alpha_presence
+    """
+
+    def __init__(self, case: Case) -> None:
+        self.case = case
+
+    def __call__(self, input_ids: Any, scores: Any) -> Any:
+        case, scores = self.case, scores.clone()
+        for token, count in Counter(case.history[len(case.history) - case.generated :]).items():
+            scores[0, token] -= count * case.frequency_penalty + case.presence_penalty
+        return scores
+
+
+def processors_of_transformers(case: Case, *, total_length: bool = False) -> list[Any]:
+    """What `generate` would apply, in its order."""
     config = transformers.GenerationConfig(
         do_sample=case.do_sample,
         temperature=case.temperature,
         top_k=case.top_k,
         top_p=case.top_p,
+        min_p=case.min_p if case.min_p > 0 else None,
+        typical_p=case.typical_p,
         repetition_penalty=case.repetition_penalty,
         no_repeat_ngram_size=case.no_repeat_ngram_size,
+        sequence_bias={(token,): float(value) for token, value in case.bias} or None,
     )
     if not case.do_sample:
-        config.temperature = config.top_k = config.top_p = None
+        config.temperature = config.top_k = config.top_p = config.min_p = config.typical_p = None
     prompt = len(case.history) - case.generated
     if total_length:
         config.min_length = prompt + case.min_tokens
     else:
         config.min_new_tokens = case.min_tokens
     config._eos_token_tensor = torch.tensor(case.eos)
-    ids = torch.tensor([case.history])
     processors = transformers.GenerationMixin()._get_logits_processor(
         generation_config=config,
         input_ids_seq_length=prompt,
-        encoder_input_ids=ids,
+        encoder_input_ids=torch.tensor([case.history]),
         prefix_allowed_tokens_fn=None,
         logits_processor=transformers.LogitsProcessorList(),
         device="cpu",
     )
-    scores = processors(ids, torch.from_numpy(case.logits[None].copy()))
+    return list(processors)
+
+
+def processed_by_transformers(case: Case, *, total_length: bool = False) -> Floats:
+    """Scores after all of that, and OpenAI's penalties where vLLM has them."""
+    processors = processors_of_transformers(case, total_length=total_length)
+    names = [type(processor).__name__ for processor in processors]
+    before = ("SequenceBiasLogitsProcessor", "RepetitionPenaltyLogitsProcessor")
+    processors.insert(sum(name in before for name in names), OpenAIPenalties(case))
+    return apply(processors, case, case.logits)
+
+
+def apply(processors: Sequence[Any], case: Case, logits: npt.NDArray[Any]) -> Floats:
+    scores = torch.from_numpy(logits[None].copy())
+    for processor in processors:
+        scores = processor(torch.tensor([case.history]), scores)
     return np.asarray(scores[0].numpy(), dtype=np.float64)
 
 
@@ -115,11 +163,12 @@ def kept_with(scores: Floats, top_p: float) -> int:
 
 def wanted_distribution(case: Case, *, total_length: bool = False) -> Floats | None:
     """None where there is nothing to compare with."""
-    scores = processed_by_transformers(case, total_length=total_length)
+    plain = replace(case, min_p=0.0, typical_p=1.0)
+    scores = processed_by_transformers(plain, total_length=total_length)
     if not np.isfinite(scores).any():
         return None  # every token is banned, and `generate` raises too
     if case.do_sample and case.top_p < 1:
-        unfiltered = processed_by_transformers(replace(case, top_p=1.0), total_length=total_length)
+        unfiltered = processed_by_transformers(replace(plain, top_p=1.0), total_length=total_length)
         low, high = (kept_with(unfiltered, case.top_p + sign * BORDER) for sign in (-1, 1))
         if low != high:
             return None  # float32 rounding decides what top-p keeps
@@ -130,8 +179,37 @@ def wanted_distribution(case: Case, *, total_length: bool = False) -> Floats | N
         count = int(np.isfinite(scores[tied]).sum())
         scores[tied] = -np.inf
         scores[tied[:count]] = least
+    if case.do_sample and is_at_a_border(case, scores):
+        return None
+    # The last two filters are `generate`'s own, too, after that repair.
+    last = [p for p in processors_of_transformers(case) if type(p) in LAST_FILTERS]
+    scores = apply(last, case, scores.astype(np.float32))
     weights: Floats = np.exp(scores - scores.max())
     return weights / weights.sum()
+
+
+LAST_FILTERS = (transformers.MinPLogitsWarper, transformers.TypicalLogitsWarper)
+
+
+def is_at_a_border(case: Case, scores: Floats) -> bool:
+    """Whether float32 rounding may decide what min-p or typical-p keeps of `scores`."""
+    weights = np.exp(scores - scores.max())
+    if case.min_p > 0:
+        between = np.abs(weights / case.min_p - 1) < BORDER
+        if (between & (weights < 1)).any():
+            return True
+        weights = np.where(weights >= case.min_p, weights, 0.0)
+    if case.typical_p >= 1:
+        return False
+    probability = np.sort(weights[weights > 0]) / weights.sum()
+    surprise = -np.log(probability)
+    distance = np.abs(surprise - (probability * surprise).sum())
+    order = np.argsort(distance, kind="stable")
+    distance, reached = distance[order], probability[order].cumsum()
+    gaps = np.diff(distance)
+    # Tokens that are equally likely are equally typical, whatever the rounding.
+    close = (gaps < 1e-4) & (np.diff(probability[order]) != 0)
+    return bool((np.abs(reached - case.typical_p) < BORDER).any() or close.any())
 
 
 def check_intervals(tokens: npt.NDArray[np.int64], draws: Floats, wanted: Floats) -> None:
@@ -184,6 +262,16 @@ def cases(draw: Any, *, do_sample: bool | None = True) -> Case:
         history=tuple(history),
         generated=draw(st.integers(0, len(history) - 1)),
         eos=tuple(draw(st.lists(token, min_size=1, max_size=2, unique=True))),
+        min_p=draw(st.sampled_from([0.0, 0.0, 1e-9, 0.02, 0.3, 0.9, 1.0])),
+        typical_p=draw(st.sampled_from([1.0, 1.0, 1e-9, 0.2, 0.6, 0.95, 0.999])),
+        presence_penalty=draw(st.sampled_from([0.0, 0.0, -2.0, 0.7, 2.0])),
+        frequency_penalty=draw(st.sampled_from([0.0, 0.0, -1.3, 0.4, 2.0])),
+        bias=tuple(
+            draw(
+                st.dictionaries(token, st.sampled_from([-99.0, -1.5, 2.0, 100.0]), max_size=3)
+            ).items()
+        ),
+        top_logprobs=draw(st.sampled_from([0, 0, 1, 5, 20])),
     )
 
 
@@ -194,6 +282,13 @@ def cases(draw: Any, *, do_sample: bool | None = True) -> Case:
 @example(Case(vocabulary=64, history=(1, 2, 1), no_repeat_ngram_size=2), True)
 @example(Case(vocabulary=40, min_tokens=3, generated=2, history=(3, 4, 5)), True)
 @example(Case(vocabulary=40, min_tokens=2, generated=2, history=(3, 4, 5)), True)
+@example(Case(vocabulary=64, top_k=20, min_p=0.1), False)
+@example(Case(vocabulary=64, ties=True, top_k=0, top_p=0.9, min_p=0.02), False)
+@example(Case(vocabulary=64, top_k=0, top_p=1.0, min_p=0.3), False)
+@example(Case(vocabulary=64, ties=True, top_k=9, typical_p=0.2), False)
+@example(Case(vocabulary=321, top_k=0, top_p=0.95, min_p=0.02, typical_p=0.6), False)
+@example(Case(vocabulary=40, history=(3, 4, 5, 4), generated=3, frequency_penalty=2.0), False)
+@example(Case(vocabulary=40, history=(3, 4, 5, 4), generated=3, presence_penalty=-2.0), False)
 def test_distribution_is_that_of_transformers(case: Case, total_length: bool) -> None:
     wanted = wanted_distribution(case, total_length=total_length)
     assume(wanted is not None)
@@ -242,6 +337,37 @@ def test_logprobs_are_the_models_own(case: Case) -> None:
 
 
 @QUICK
+@given(cases(do_sample=None))
+def test_the_likeliest_are_those_of_the_model_itself(case: Case) -> None:
+    assume(np.isfinite(processed_by_transformers(case)).any())
+    case = replace(case, top_logprobs=case.top_logprobs or 3)
+    rows = [case.row(seed, wants_logprob=True) for seed in range(5)]
+    logits = np.tile(case.logits, (5, 1))
+    sampler = BatchSampler(rows)
+    tops = sampler.likeliest(logits)
+    tokens, logprobs = sampler.sample(logits)
+    raw = torch.log_softmax(torch.from_numpy(case.logits).double(), dim=0).numpy()
+    expected = np.lexsort((np.arange(len(raw)), -case.logits))[: case.top_logprobs].tolist()
+    assert logprobs is not None
+    for top, token, logprob in zip(tops, tokens.tolist(), logprobs.tolist(), strict=True):
+        assert [one.id for one in top] == expected
+        np.testing.assert_allclose([one.logprob for one in top], raw[expected], atol=2e-5)
+        # A token that is among them has one log-probability, not two that nearly agree.
+        assert [one.logprob for one in top if one.id == token] in ([], [logprob])
+
+
+def test_the_order_of_the_filters_is_that_of_transformers() -> None:
+    case = Case(vocabulary=9, temperature=2.0, top_k=5, top_p=0.9, min_p=0.1, typical_p=0.9)
+    assert [type(p).__name__ for p in processors_of_transformers(case)] == [
+        "TemperatureLogitsWarper",
+        "TopKLogitsWarper",
+        "TopPLogitsWarper",
+        "MinPLogitsWarper",
+        "TypicalLogitsWarper",
+    ]
+
+
+@QUICK
 @given(st.data())
 def test_a_row_does_not_depend_on_the_others(data: st.DataObject) -> None:
     first = data.draw(cases(do_sample=None))
@@ -256,6 +382,7 @@ def test_a_row_does_not_depend_on_the_others(data: st.DataObject) -> None:
                 vocabulary=first.vocabulary,
                 history=tuple(min(t, clip) for t in other.history),
                 eos=tuple({min(t, clip) for t in other.eos}),
+                bias=tuple({min(t, clip): value for t, value in other.bias}.items()),
             )
         )
     for case in batch:
@@ -266,11 +393,15 @@ def test_a_row_does_not_depend_on_the_others(data: st.DataObject) -> None:
     def rows() -> list[SamplingRow]:
         return [case.row(n, wants_logprob=wants[n]) for n, case in enumerate(batch)]
 
-    together, logprobs = BatchSampler(rows()).sample(logits.copy())
+    sampler = BatchSampler(rows())
+    tops = sampler.likeliest(logits)
+    together, logprobs = sampler.sample(logits.copy())
     turned, _ = BatchSampler(rows()[::-1]).sample(logits[::-1].copy())
     assert turned[::-1].tolist() == together.tolist()
     for n, row in enumerate(rows()):
-        token, logprob = BatchSampler([row]).sample(logits[n : n + 1].copy())
+        own = BatchSampler([row])
+        assert own.likeliest(logits[n : n + 1]) == [tops[n]]
+        token, logprob = own.sample(logits[n : n + 1].copy())
         assert token[0] == together[n]
         if wants[n]:
             assert logprob is not None

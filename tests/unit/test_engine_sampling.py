@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from gpt2serve.engine.params import SamplingParams, resolve
 from gpt2serve.engine.randomness import sequence_seed, uniform
-from gpt2serve.engine.sampling import NO_TOKEN, BatchSampler, SamplingRow
+from gpt2serve.engine.sampling import NO_TOKEN, BatchSampler
+from gpt2serve.engine.sampling_row import SamplingRow, bias_of
 from gpt2serve.engine.top_k import GROUP, top_candidates
 from gpt2serve.package import GenerationDefaults
 
@@ -108,6 +109,15 @@ EXTREMES = [
     {"repetition_penalty": 1e-38},
     {"no_repeat_ngram_size": 10**30},
     {"seed": 2**63 - 1},
+    {"min_p": 5e-324, "top_k": 0},
+    {"min_p": 1.0},
+    {"typical_p": 5e-324},
+    {"typical_p": 1 - 2**-53, "top_k": 0},
+    {"typical_p": 0.5, "temperature": 1e-310},
+    {"typical_p": 0.5, "temperature": 1e308, "top_k": 0, "min_p": 1.0, "top_p": 0.5},
+    {"presence_penalty": 2.0, "frequency_penalty": -2.0},
+    {"logit_bias": dict.fromkeys(range(400), 100.0)},
+    {"logit_bias": dict.fromkeys(range(399), -100.0)},
 ]
 
 
@@ -132,6 +142,11 @@ def test_no_accepted_value_fails_the_batch(values: dict[str, float], sign: int) 
         no_repeat_ngram_size=params.no_repeat_ngram_size,
         seed=params.seed,
         history=[1, 2],
+        min_p=params.min_p,
+        typical_p=params.typical_p,
+        presence_penalty=params.presence_penalty,
+        frequency_penalty=params.frequency_penalty,
+        bias=bias_of(params.logit_bias),
     )
     random = np.random.default_rng(1)
     logits = (np.abs(random.normal(size=(2, 400)) * 9 + 30) * sign).astype(np.float32)
@@ -145,18 +160,36 @@ def test_no_accepted_value_fails_the_batch(values: dict[str, float], sign: int) 
 
 
 @pytest.mark.parametrize("nothing", [np.nan, -np.inf])
+@pytest.mark.parametrize("last", [{}, {"min_p": 0.1}, {"typical_p": 0.9}], ids=str)
 @pytest.mark.parametrize("top_p", [0.5, 1.0])
 @pytest.mark.parametrize("top_k", [0, 5, 300])
 @pytest.mark.parametrize("do_sample", [True, False])
 def test_a_row_without_a_possible_token_gets_none_and_hurts_no_other(
-    top_k: int, do_sample: bool, top_p: float, nothing: float
+    top_k: int, do_sample: bool, top_p: float, last: dict[str, float], nothing: float
 ) -> None:
     logits = np.random.default_rng(0).normal(size=(3, 500)).astype(np.float32)
-    rows = [plain_row(top_k=top_k, do_sample=do_sample, top_p=top_p) for _ in range(3)]
+    rows = [plain_row(top_k=top_k, do_sample=do_sample, top_p=top_p, **last) for _ in range(3)]
     expected, _ = BatchSampler(rows).sample(logits.copy())
     logits[1] = nothing
     tokens, _ = BatchSampler(rows).sample(logits)
     assert tokens.tolist() == [expected[0], NO_TOKEN, expected[2]]
+
+
+@pytest.mark.parametrize("temperature", [1.0, 1e30])
+def test_a_bias_of_minus_100_bans_whatever_the_temperature(temperature: float) -> None:
+    logits = np.zeros((64, 5), dtype=np.float32)
+    logits[:, 2] = 1000.0
+    bans = bias_of({1: -100, 2: -100.0, 3: -99.9})
+    rows = [plain_row(seed=n, temperature=temperature, bias=bans) for n in range(64)]
+    tokens, _ = BatchSampler(rows).sample(logits)
+    assert set(tokens.tolist()) == ({0, 4} if temperature == 1.0 else {0, 3, 4})
+
+
+def test_a_row_that_bans_every_token_gets_none() -> None:
+    rows = [plain_row(bias=bias_of(dict.fromkeys(range(5), -100.0))), plain_row()]
+    tokens, _ = BatchSampler(rows).sample(np.zeros((2, 5), dtype=np.float32))
+    assert tokens[0] == NO_TOKEN
+    assert tokens[1] >= 0
 
 
 # -- random numbers ---------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -10,7 +11,7 @@ from gpt2serve.engine.events import FinishReason, Timing, Token
 from gpt2serve.engine.params import ResolvedParams, SamplingParams
 from gpt2serve.engine.prompts import Prompt
 from gpt2serve.engine.randomness import sequence_seed
-from gpt2serve.engine.sampling import SamplingRow
+from gpt2serve.engine.sampling_row import SamplingRow, bias_of
 from gpt2serve.engine.text import TextStream
 
 if TYPE_CHECKING:
@@ -98,6 +99,8 @@ class Request:
     owner: str = ""
     sequences: list[Sequence] = field(default_factory=list)
     completion_tokens: int = 0
+    #: When `max_time` is over, on the engine's clock.
+    deadline: float = math.inf
     cancelled: bool = False
     #: The one end that every request has has been told.
     ended: bool = False
@@ -115,10 +118,17 @@ class Request:
     def unfinished(self) -> list[Sequence]:
         return [sequence for sequence in self.sequences if sequence.finish_reason is None]
 
+    def begin(self, now: float) -> None:
+        """The prompt begins to be read."""
+        self.times.prefill_started = now
+        if self.params.max_time is not None:
+            self.deadline = now + self.params.max_time
+
     def make_sequences(
         self, eos_token_ids: tuple[int, ...], token_bytes: Callable[[int], bytes]
     ) -> None:
         params = self.params
+        bias = bias_of(params.logit_bias)
         for index in range(params.sequences):
             row = SamplingRow(
                 do_sample=params.do_sample,
@@ -129,9 +139,15 @@ class Request:
                 no_repeat_ngram_size=params.no_repeat_ngram_size,
                 min_tokens=params.min_tokens,
                 seed=sequence_seed(params.seed, index),
-                eos_token_ids=eos_token_ids,
+                eos_token_ids=() if params.ignore_eos else eos_token_ids,
                 wants_logprob=self.wants_tokens or params.details,
                 history=list(self.prompt_ids),
+                min_p=params.min_p,
+                typical_p=params.typical_p,
+                presence_penalty=params.presence_penalty,
+                frequency_penalty=params.frequency_penalty,
+                bias=bias,
+                top_logprobs=params.top_logprobs,
             )
             text = TextStream(token_bytes, params.stop, begun=self.begun)
             self.sequences.append(Sequence(self, index, row, text))

@@ -11,6 +11,7 @@ import numpy as np
 
 from gpt2serve.engine.batch_memory import BatchMemory, Shared
 from gpt2serve.engine.events import Done, FinishReason, Generation, Token, TokenEvent, Usage
+from gpt2serve.engine.likeliest import Top
 from gpt2serve.engine.messages import settle
 from gpt2serve.engine.observer import Observer, StepKind
 from gpt2serve.engine.request import Request, Sequence
@@ -59,7 +60,6 @@ class ModelWorker:
         self._host = host
         manifest = runner.manifest
         self._memory = BatchMemory(key, runner, host, prefill_chunk)
-        self._eos = frozenset(manifest.eos_token_ids)
         self.scheduler = Scheduler(
             max_batch_size=max_batch_size,
             prefill_chunk=prefill_chunk,
@@ -178,7 +178,7 @@ class ModelWorker:
 
     def _prefill(self, requests: list[Request], now: float) -> StepOutput:
         for request in requests:
-            request.times.prefill_started = now
+            request.begin(now)
         prompts = self._memory.for_prompts(len(requests))
         logits = self.runner.prefill(prompts, [request.prompt_ids for request in requests], 0)
         return self._join(requests, prompts, logits)
@@ -186,7 +186,7 @@ class ModelWorker:
     def _prefill_chunk(self, chunk: PrefillChunk, now: float) -> StepOutput | None:
         request = chunk.request
         if chunk.start == 0:
-            request.times.prefill_started = now
+            request.begin(now)
             # Room for all of it is taken now, so that none is missing at the last chunk.
             self._resize(live=len(self.scheduler.running))
             self._long_prompt = self._memory.for_long_prompt(request.prompt_length)
@@ -225,46 +225,42 @@ class ModelWorker:
             if self._sampler is None:
                 self._sampler = BatchSampler([s.row for s in self.scheduler.running])
             sampler = self._sampler
+        tops = sampler.likeliest(output.logits)
         tokens, logprobs = sampler.sample(output.logits)
         chances = np.zeros(len(tokens)) if logprobs is None else logprobs
         now = self._host.clock()
-        drawn = list(zip(output.sequences, tokens.tolist(), chances.tolist(), strict=True))
-        stuck = dict.fromkeys(s.request for s, token, _ in drawn if token == NO_TOKEN)
+        drawn = list(zip(output.sequences, tokens.tolist(), chances.tolist(), tops, strict=True))
+        stuck = dict.fromkeys(s.request for s, token, *_ in drawn if token == NO_TOKEN)
         self._drop(stuck, StepFailed("The model has no token left that it may generate."))
-        for sequence, token, logprob in drawn:
+        for sequence, token, logprob, top in drawn:
             if sequence.request in stuck:
                 continue
             if sequence.request.times.first_token is None:
                 sequence.request.times.first_token = now
-            self._advance(sequence, token, logprob)
+            self._advance(sequence, token, logprob, top, now)
 
-    def _advance(self, sequence: Sequence, token: int, logprob: float) -> None:
+    def _advance(
+        self, sequence: Sequence, token: int, logprob: float, top: Top, now: float
+    ) -> None:
         """Append a token and tell the owner."""
         request = sequence.request
         sequence.row.history.append(token)
         request.completion_tokens += 1
         piecewise = request.wants_tokens or request.params.details or request.params.stop
         piece = sequence.text.push([token]) if piecewise else ""
-        reason = self._finish_reason(sequence, token)
+        reason = _finish_reason(sequence, token, now)
         if reason is not None:
             if not piecewise:
                 sequence.text.push(sequence.row.history[sequence.row.prompt_length :])
             piece += sequence.text.finish()
         if request.wants_tokens or request.params.details:
-            made = Token(token, piece, logprob)
+            made = Token(token, piece, logprob, top)
             if request.wants_tokens:
                 self._host.outbox.add(request.stream, TokenEvent(sequence.index, made))
             if request.params.details:
                 sequence.details.append(made)
         if reason is not None:
             self._finish(sequence, reason)
-
-    def _finish_reason(self, sequence: Sequence, token: int) -> FinishReason | None:
-        if token in self._eos:
-            return "eos"
-        if sequence.text.stopped:
-            return "stop"
-        return "length" if sequence.tokens >= sequence.request.params.max_tokens else None
 
     def _finish(self, sequence: Sequence, reason: FinishReason) -> None:
         request = sequence.request
@@ -329,3 +325,14 @@ class ModelWorker:
     def _in_cache(self, slots: int) -> list[int]:
         """Tokens in the cache of each slot; the newest one is not there yet."""
         return [sequence.length - 1 for sequence in self.scheduler.running[:slots]]
+
+
+def _finish_reason(sequence: Sequence, token: int, now: float) -> FinishReason | None:
+    """Whether the sequence ends with `token`, which it has just got."""
+    if token in sequence.row.eos_token_ids:
+        return "eos"
+    if sequence.text.stopped:
+        return "stop"
+    request = sequence.request
+    full = sequence.tokens >= request.params.max_tokens or now >= request.deadline
+    return "length" if full else None
