@@ -165,7 +165,8 @@ def routes(app: Litestar) -> Iterator[tuple[str, str]]:
 def test_what_is_public_and_what_is_not() -> None:
     served = Served(cors_origins=("*",), admin_key="correct-horse-battery")
     found = list(routes(served.app))
-    assert {"/generate", "/models", "/metrics", "/admin/models/x/x"} <= {path for path, _ in found}
+    paths = {path for path, _ in found}
+    assert {"/generate", "/models/x", "/v1/models", "/metrics", "/admin/models/x/x"} <= paths
     for path, method in found:
         allowed = ALLOW in preflight(served, path, method=method).headers
         assert allowed == path.startswith(PUBLIC), path

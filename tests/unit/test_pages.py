@@ -66,7 +66,21 @@ def test_the_policy_lets_in_only_what_the_server_gave() -> None:
 
 
 def test_every_file_is_used_and_every_reference_leads_to_a_file() -> None:
-    assert references() == set(page_files()) - {"index.html"}
+    # Nothing refers to these two: people open the one, and their pages load the other.
+    assert references() == set(page_files()) - {"index.html", "embed.js"}
+
+
+@pytest.mark.parametrize(("tag", "status"), [("", 200), (page_files()["embed.js"].etag, 304)])
+def test_pages_of_other_origins_may_load_the_component(tag: str, status: int) -> None:
+    headers = {"Origin": "https://page.example", "If-None-Match": tag}
+    answer = Served().request("GET", "/playground/embed.js", headers=headers)
+    assert answer.status_code == status
+    assert answer.headers["access-control-allow-origin"] == "*"
+    assert answer.headers["cross-origin-resource-policy"] == "cross-origin"
+
+
+def test_the_page_itself_is_for_no_other_origin() -> None:
+    assert "access-control-allow-origin" not in Served().request("GET", "/").headers
 
 
 def test_no_script_or_style_is_inline_and_nothing_parses_html() -> None:

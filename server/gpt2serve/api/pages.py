@@ -48,6 +48,12 @@ _HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
 }
+#: Pages of other origins load `embed.js` and what it imports. There is nothing secret in them.
+_FILE_HEADERS = {
+    **_HEADERS,
+    "Access-Control-Allow-Origin": "*",
+    "Cross-Origin-Resource-Policy": "cross-origin",
+}
 _PAGE_HEADERS = {
     **_HEADERS,
     "Content-Security-Policy": _CONTENT_SECURITY_POLICY,
@@ -100,7 +106,7 @@ async def page_file(request: Request[Any, Any, Any], name: FromPath[str]) -> Res
     file = page_files().get(name)
     if file is None or name == PAGE:  # the page has one address
         raise NotFoundException
-    return _answer(request, file, _HEADERS)
+    return _answer(request, file, _FILE_HEADERS)
 
 
 _INDEX = {
