@@ -105,7 +105,6 @@ class FakeEngine:
     )
     #: What `start_load` and `start_unload` return; done if None.
     work: Future[None] | None = None
-    settings: EngineSettings = field(default_factory=lambda: engine_settings("models/"))
     #: Held until set: what `start` takes.
     may_start: threading.Event | None = None
 
