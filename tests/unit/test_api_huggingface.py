@@ -55,7 +55,7 @@ def steps(events: list[Event]) -> list[Delivery]:
     return [*(Delivery([event]) for event in before), Delivery([last, end, DONE])]
 
 
-PROMPT_TOKENS = PromptTokens((PromptToken(5, None), PromptToken(6, -2.5)))
+PROMPT_TOKENS = PromptTokens((PromptToken(EOS, None), PromptToken(6, -2.5)))
 
 
 @dataclass
@@ -64,7 +64,10 @@ class Prepared:
     prompt_tokens: int = 4
 
     package = SimpleNamespace(manifest=MANIFEST)
-    tokenizer = SimpleNamespace(is_special=lambda token: token == EOS)
+    tokenizer = SimpleNamespace(
+        is_special=lambda token: token == EOS,
+        special_name=lambda token: "<|end|>" if token == EOS else None,
+    )
 
     def text_of(self, tokens: list[int]) -> str:
         return "".join(WORDS[token] for token in tokens)
@@ -178,7 +181,7 @@ def test_likeliest_tokens_beside_each() -> None:
     assert answer["details"]["top_tokens"] == 3 * [
         [
             {"id": 6, "text": "six", "logprob": -0.25, "special": False},
-            {"id": EOS, "text": "", "logprob": -4.0, "special": True},
+            {"id": EOS, "text": "<|end|>", "logprob": -4.0, "special": True},
         ]
     ]
 
@@ -187,7 +190,7 @@ def test_tokens_of_inputs_bring_details_along() -> None:
     server = served(PROMPT_TOKENS, *text_events())
     answer = told(ask(GENERATE, server, parameters={"decoder_input_details": True}))
     assert answer["details"]["prefill"] == [
-        {"id": 5, "text": "five", "logprob": None},
+        {"id": EOS, "text": "<|end|>", "logprob": None},
         {"id": 6, "text": "six", "logprob": -2.5},
     ]
 
@@ -267,14 +270,25 @@ def test_the_last_event_has_the_details() -> None:
         "seed": 90,
         "input_length": 4,
     }
-    assert [token["text"] for token in last["top_tokens"]] == ["six", ""]
+    assert [token["text"] for token in last["top_tokens"]] == ["six", "<|end|>"]
 
 
-def test_an_error_in_a_stream_is_an_event() -> None:
-    broken = [Delivery([text_events()[0]]), Delivery(error=errors.StepFailed("at /secret"))]
+@pytest.mark.parametrize(
+    ("error", "error_type"),
+    [
+        (errors.StepFailed("at /secret"), "generation"),
+        (errors.RequestAborted("aborted"), "incomplete_generation"),
+        (errors.EngineClosed("closed"), "incomplete_generation"),
+        (RuntimeError("at /secret"), "incomplete_generation"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_an_error_in_a_stream_is_an_event(error: Exception, error_type: str) -> None:
+    broken = [Delivery([text_events()[0]]), Delivery(error=error)]
     first, last = stream_events(ask(STREAM, Served(Engine(broken))))
     assert first["index"] == 1
-    assert last["error_type"] == "generation"
+    assert set(last) == {"error", "error_type"}
+    assert last["error_type"] == error_type
     assert "secret" not in last["error"]
 
 
@@ -304,7 +318,6 @@ def test_what_has_no_place_in_a_stream_is_refused(field: str, fields: dict[str, 
         (errors.Overloaded("full", retry_after=1.0), 429, "overloaded"),
         (errors.StepFailed("no"), 424, "generation"),
         (errors.RequestAborted("no"), 500, "incomplete_generation"),
-        (errors.EngineClosed(), 503, None),
         (errors.ModelLoadFailed("no"), 503, None),
         (errors.CorruptPackage("no"), 503, None),
         (RuntimeError("no"), 500, None),
@@ -318,6 +331,13 @@ def test_errors_have_the_surfaces_own_shape(
     started = Served(Engine([Delivery(error=error)]))
     refused(ask(at, started), status, error_type)
     assert started.log[-1]["status"] == status
+
+
+@pytest.mark.parametrize("at", [ONE, GENERATE, STREAM])
+def test_a_server_that_shuts_down_refuses_and_breaks_off(at: str) -> None:
+    refused(ask(at, Served(Engine(refuses=errors.EngineClosed()))), 503, None)
+    begun = Served(Engine([Delivery(error=errors.EngineClosed())]))
+    refused(ask(at, begun), 500, "incomplete_generation")
 
 
 def test_overloaded_says_when_to_try_again() -> None:
@@ -362,13 +382,13 @@ def loads(server: Served) -> list[Any]:
     return [given for given in server.engine.given if given == ("load", "me/model")]
 
 
-DO_NOT_WAIT = {"options": {"wait_for_model": False}}
+DO_NOT_WAIT: dict[str, Any] = {"options": {"wait_for_model": False}}
 
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_client_that_does_not_wait_is_told_and_the_model_is_loaded(stream: bool) -> None:
     server = cold()
-    answer = ask(ONE, server, **DO_NOT_WAIT, stream=stream)
+    answer = ask(ONE, server, stream=stream, **DO_NOT_WAIT)
     assert refused(answer, 503, None) == "Model me/model is currently loading"
     assert answer.json()["estimated_time"] == 1.0
     assert answer.headers["retry-after"] == "1"

@@ -187,6 +187,8 @@ def test_tgi_knows_no_fields_of_the_pipeline(field: str, server: Served) -> None
         (ONE, {"inputs": 129 * ["x"]}, "inputs"),
         (GENERATE, {"inputs": ["x"]}, "inputs"),
         (GENERATE, {"inputs": "x", "stream": True}, "stream"),
+        (STREAM, {"inputs": "x", "stream": False}, "stream"),
+        (STREAM, {"inputs": "x", "stream": 1}, "stream"),
         (GENERATE, {"inputs": "x", "options": {}}, "options"),
         (ONE, {"inputs": "x", "parameters": []}, "parameters"),
         (ONE, {"inputs": "x", "stream": "yes"}, "stream"),
@@ -200,6 +202,11 @@ def test_tgi_knows_no_fields_of_the_pipeline(field: str, server: Served) -> None
 def test_wrong_bodies(at: str, body: Any, field: str, server: Served) -> None:
     answer = server.request("POST", at, json=body)
     assert refused(answer, 422, "validation").startswith(f"{field}: ")
+
+
+@pytest.mark.parametrize(("at", "stream"), [(GENERATE, False), (STREAM, True)])
+def test_stream_may_be_said_where_it_is_true_anyway(at: str, stream: bool) -> None:
+    assert asked(at, {}, stream=stream) == asked(at, {}, stream=None) == TGI
 
 
 def test_wishes_without_a_body() -> None:

@@ -54,10 +54,10 @@ _KINDS: dict[str, tuple[int, ErrorType]] = {
 _NAMES = {"prompt": "inputs", "top_logprobs": "top_n_tokens"}
 
 
-def error_of(problem: Problem) -> HuggingFaceError:
-    """The body that tells about `problem`."""
+def error_of(problem: Problem, otherwise: ErrorType | UnsetType = UNSET) -> HuggingFaceError:
+    """The body that tells about `problem`; `otherwise` is the type of what has none."""
     kind = _KINDS.get(problem.code)
-    return HuggingFaceError(error=_sentence(problem), error_type=kind[1] if kind else UNSET)
+    return HuggingFaceError(error=_sentence(problem), error_type=kind[1] if kind else otherwise)
 
 
 def _render(problem: Problem, error: Exception) -> tuple[int, HuggingFaceError]:

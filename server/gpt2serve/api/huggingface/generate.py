@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +20,7 @@ from gpt2serve.api.huggingface.params import Wish, check_streamable
 from gpt2serve.api.huggingface.streaming import TextGenerationFrames
 from gpt2serve.api.service import Service
 from gpt2serve.engine.status import ModelStatus
-from gpt2serve.errors import EngineClosed
+from gpt2serve.errors import EngineClosed, RequestAborted
 
 #: What a load takes at most, mostly; and bytes a second of a store at a URL, for a guess.
 _LOAD_SECONDS = 1.0
@@ -42,7 +43,8 @@ class Call:
         """The outputs for each prompt, and the headers that go with them."""
         running = await self._begin(prompts, stream=False)
         validated = self.exchange.seconds
-        results = await running.results()
+        with _incomplete():
+            results = await running.results()
         outputs = [
             outputs_of(result, self.wish, prepared)
             for result, prepared in zip(results, running.prepared, strict=True)
@@ -55,7 +57,8 @@ class Call:
     async def stream(self, prompt: str) -> Response[Any]:
         check_streamable(self.wish)
         running = await self._begin([prompt], stream=True)
-        answer = await running.respond(TextGenerationFrames(self.wish, running.prepared[0]))
+        with _incomplete():
+            answer = await running.respond(TextGenerationFrames(self.wish, running.prepared[0]))
         answer.headers.update(first_headers(running, [prompt]))
         return answer
 
@@ -76,6 +79,15 @@ class Call:
         return await begin(
             self.request, self.service, self.exchange, self.model, asks, stream=stream
         )
+
+
+@contextlib.contextmanager
+def _incomplete() -> Iterator[None]:
+    """A request that was accepted does not end because none are accepted any more."""
+    try:
+        yield
+    except EngineClosed as error:
+        raise RequestAborted(str(error)) from error
 
 
 def json_answer(body: Any, headers: dict[str, str]) -> Response[Any]:

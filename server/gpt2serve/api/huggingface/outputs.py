@@ -81,15 +81,15 @@ class Tokens:
     """Tokens in words, for one request."""
 
     def __init__(self, prepared: PreparedRequest) -> None:
-        self._prepared = prepared
-        self._is_special = prepared.tokenizer.is_special
+        self._text_of = prepared.text_of
+        self._tokenizer = prepared.tokenizer
 
     def generated(self, token: Token) -> TextGenerationToken:
         return TextGenerationToken(
             id=token.id,
             text=token.text,
             logprob=token.logprob,
-            special=self._is_special(token.id),
+            special=self._tokenizer.is_special(token.id),
         )
 
     def top(self, token: Token) -> list[TextGenerationToken]:
@@ -97,9 +97,9 @@ class Tokens:
         return [
             TextGenerationToken(
                 id=top.id,
-                text=self._prepared.text_of([top.id]),
+                text=self._text(top.id),
                 logprob=top.logprob,
-                special=self._is_special(top.id),
+                special=self._tokenizer.is_special(top.id),
             )
             for top in token.top
         ]
@@ -107,10 +107,14 @@ class Tokens:
     def prefill(self, tokens: Iterable[PromptToken]) -> list[TextGenerationPrefillToken]:
         return [
             TextGenerationPrefillToken(
-                id=token.id, text=self._prepared.text_of([token.id]), logprob=token.logprob
+                id=token.id, text=self._text(token.id), logprob=token.logprob
             )
             for token in tokens
         ]
+
+    def _text(self, token: int) -> str:
+        """Of a token by itself, which of a special one is its name."""
+        return self._tokenizer.special_name(token) or self._text_of([token])
 
 
 def outputs_of(

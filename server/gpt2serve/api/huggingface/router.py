@@ -21,7 +21,12 @@ from gpt2serve.api.huggingface.headers import (
 )
 from gpt2serve.api.huggingface.outputs import TextGenerationOutput
 from gpt2serve.api.huggingface.params import inference_wish, tgi_wish
-from gpt2serve.api.huggingface.schemas import InferenceOptions, InferenceRequest, TgiRequest
+from gpt2serve.api.huggingface.schemas import (
+    InferenceOptions,
+    InferenceRequest,
+    TgiRequest,
+    TgiStreamRequest,
+)
 from gpt2serve.api.huggingface.streaming import TextGenerationStreamOutput
 from gpt2serve.api.models import model_id
 from gpt2serve.api.openapi import problem_specs
@@ -121,6 +126,8 @@ async def tgi_generate(
     name: FromPath[str],
     owner: FromPath[str] = "",
 ) -> Response[Any]:
+    if data.stream:
+        raise InvalidRequest("stream", "must be false here; streams are at /generate_stream")
     call = Call(request, service, exchange, model_id(owner, name), tgi_wish(data.parameters))
     ((output,),), headers = await call.texts([data.inputs])
     return json_answer(output, headers)
@@ -131,7 +138,7 @@ async def tgi_generate(
     status_code=200,
     operation_class=GenerateStreamOperation,
     opt=GENERATION,
-    before_request=strict_body(TgiRequest),
+    before_request=strict_body(TgiStreamRequest),
     summary="Continue a text token by token, as Text Generation Inference",
     description=(
         "A `data:` event for each token; the last one has `generated_text`, and `details` if they "
@@ -150,12 +157,14 @@ async def tgi_generate(
 )
 async def tgi_generate_stream(
     request: Request[Any, Any, Any],
-    data: JSONBody[TgiRequest],
+    data: JSONBody[TgiStreamRequest],
     service: NamedDependency[Service],
     exchange: NamedDependency[Exchange],
     name: FromPath[str],
     owner: FromPath[str] = "",
 ) -> Response[Any]:
+    if data.stream is False:
+        raise InvalidRequest("stream", "must be true here; whole answers are at /generate")
     call = Call(request, service, exchange, model_id(owner, name), tgi_wish(data.parameters))
     return await call.stream(data.inputs)
 

@@ -22,8 +22,13 @@ def _described(description: str, *examples: Any) -> Meta:
     return Meta(description=description, examples=list(examples) or None)
 
 
-def _refused(name: str, allowed: dict[str, Any]) -> Meta:
-    return Meta(description=f"{name} is not supported.", extra_json_schema=allowed)
+def _only(description: str, *, value: bool) -> Meta:
+    """Of a boolean that may be null, the value that is accepted."""
+    return Meta(description=description, extra_json_schema={"enum": [value, None]})
+
+
+def _refused(name: str) -> Meta:
+    return Meta(description=f"{name} is not supported.", extra_json_schema={"type": "null"})
 
 
 _Count = Annotated[int, Meta(ge=1, le=_MAX_INT32)]
@@ -102,9 +107,9 @@ class TextGenerationParameters(
         Annotated[int, Meta(ge=0, le=MOST_TOP_LOGPROBS)] | None,
         _described("In details and streams, the likeliest tokens beside each token.", 2),
     ] = None
-    watermark: Annotated[bool | None, _refused("A watermark", {"enum": [False, None]})] = None
-    grammar: Annotated[Any, _refused("A grammar", {"type": "null"})] = None
-    adapter_id: Annotated[Any, _refused("An adapter", {"type": "null"})] = None
+    watermark: Annotated[bool | None, _only("A watermark is not supported.", value=False)] = None
+    grammar: Annotated[Any, _refused("A grammar")] = None
+    adapter_id: Annotated[Any, _refused("An adapter")] = None
 
 
 class PipelineParameters(TextGenerationParameters, kw_only=True, frozen=True):
@@ -161,11 +166,22 @@ class InferenceRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True,
     )
 
 
-class TgiRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, frozen=True):
-    """The body of `POST /models/{id}/generate` and `/generate_stream`."""
-
+class _TgiRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, frozen=True):
     inputs: Annotated[str, _described("The text to continue.", "My dream is")]
     parameters: Annotated[
         TextGenerationParameters | None,
         _described("Without any, tokens are drawn; with an empty object, they are not."),
     ] = None
+
+
+# huggingface_hub says `stream` to whatever address it is given.
+class TgiRequest(_TgiRequest, kw_only=True, frozen=True):
+    """The body of `POST /models/{id}/generate`."""
+
+    stream: Annotated[bool | None, _only("true is for /generate_stream.", value=False)] = None
+
+
+class TgiStreamRequest(_TgiRequest, kw_only=True, frozen=True):
+    """The body of `POST /models/{id}/generate_stream`."""
+
+    stream: Annotated[bool | None, _only("false is for /generate.", value=True)] = None

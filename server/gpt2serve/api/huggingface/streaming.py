@@ -68,7 +68,8 @@ class TextGenerationFrames:
         return b""
 
     def error(self, problem: Problem) -> bytes:
-        return frame(error_of(problem))
+        # Whatever it was, the text is not all there.
+        return frame(error_of(problem, "incomplete_generation"))
 
     def _event(self, token: Token, end: Generation | None) -> bytes:
         self._index += 1
