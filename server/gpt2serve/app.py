@@ -18,6 +18,7 @@ from litestar.datastructures import State
 from litestar.openapi.spec import SecurityScheme
 
 from gpt2serve.api.admin import SECURITY_SCHEME
+from gpt2serve.api.keys import API_KEY_SCHEME
 from gpt2serve.api.openapi import openapi_config
 from gpt2serve.api.problems import problem_response
 from gpt2serve.api.router import build_router
@@ -123,6 +124,9 @@ def _engine_lifespan(service: Service, *, owned: bool) -> _Lifespan:
 
 
 def _security(service: Service) -> dict[str, SecurityScheme]:
-    if service.admin_key is None:
-        return {}
-    return {SECURITY_SCHEME: SecurityScheme(type="http", scheme="bearer")}
+    wanted = {SECURITY_SCHEME: service.admin_key, API_KEY_SCHEME: service.keys}
+    return {
+        name: SecurityScheme(type="http", scheme="bearer")
+        for name, keys in wanted.items()
+        if keys is not None
+    }

@@ -57,6 +57,7 @@ OPTIONS: dict[str, tuple[str, str]] = {
     "drain_seconds": ("SECONDS", "after SIGTERM, time for running requests to end"),
     "admin_key": ("KEY", "offer /admin to who sends this key; ps shows it, so better not here"),
     "admin_key_file": ("FILE", "file with the admin key; read once, at start"),
+    "api_key_file": ("FILE", "let in only who has a key of it: python -m gpt2serve.keys --help"),
     "model_metrics": ("N", "count the first N models that are used one by one; at most 1000"),
     "cors_origins": (
         "ORIGIN",

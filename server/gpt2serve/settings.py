@@ -119,6 +119,9 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     admin_key: Secret | None = None
     #: The same in a file, which is read once, when the app is made.
     admin_key_file: Path | None = None
+    #: Keys of those who may in, hashed, one a line; read again when it changes. Without it
+    #: everybody may.
+    api_key_file: Path | None = None
     #: So many models, the first that are used, get a `model` label of their own in the metrics.
     model_metrics: int = 0
     #: Pages of these origins may read answers in a browser: https://example.com, or * for all.

@@ -94,6 +94,8 @@ class FakeEngine:
     held_from: int | None = None
     alive: bool = True
     cancelled: int = 0
+    #: What each stream says.
+    tokens_used: int = 0
     closed: int = 0
     given: list[Any] = field(default_factory=list)
     settings: EngineSettings = field(
@@ -125,7 +127,9 @@ class FakeEngine:
         if self.refuses is not None:
             raise self.refuses
         self.given.append(wants_tokens)
-        stream = TokenStream(request, self._cancelled, lambda: DONE.timing)
+        stream = TokenStream(
+            request, self._cancelled, lambda: DONE.timing, lambda: self.tokens_used
+        )
         for delivery in self.steps[: self.held_from]:
             asyncio.get_running_loop().call_soon(stream.receive, delivery)
         return stream

@@ -645,8 +645,8 @@ def test_a_stream_of_several_prompts_has_one_end() -> None:
 class FirstFails(FakeEngine):
     """The second request is still running when the first fails."""
 
-    def submit(self, request: Any, *, wants_tokens: bool) -> TokenStream:
-        stream = super().submit(request, wants_tokens=wants_tokens)
+    def submit(self, request: Any, *, wants_tokens: bool, owner: str = "") -> TokenStream:
+        stream = super().submit(request, wants_tokens=wants_tokens, owner=owner)
         self.steps = [STEPS[0]]
         return stream
 
@@ -661,8 +661,8 @@ def test_if_one_of_several_fails_all_are_cancelled(stream: str) -> None:
 
 def test_if_one_of_several_is_refused_none_runs() -> None:
     class Full(FakeEngine):
-        def submit(self, request: Any, *, wants_tokens: bool) -> TokenStream:
-            stream = super().submit(request, wants_tokens=wants_tokens)
+        def submit(self, request: Any, *, wants_tokens: bool, owner: str = "") -> TokenStream:
+            stream = super().submit(request, wants_tokens=wants_tokens, owner=owner)
             self.refuses = errors.Overloaded("full", retry_after=1.0)
             return stream
 

@@ -54,6 +54,7 @@ OTHER_VALUES = {
     "admin_key": ("null-null-null-null", Secret("null-null-null-null")),
     "admin_key_file": ("null", Path("null")),
     "cors_origins": ("https://a.b,http://c:1", ("https://a.b", "http://c:1")),
+    "api_key_file": ("null", Path("null")),
 }
 
 

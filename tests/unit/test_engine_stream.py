@@ -104,7 +104,7 @@ class Writer:
     def __init__(self) -> None:
         self.cancels = 0
         self.outbox = Outbox()
-        self.stream = TokenStream("model", self._cancel, lambda: DONE.timing)
+        self.stream = TokenStream("model", self._cancel, lambda: DONE.timing, lambda: 8)
 
     def _cancel(self) -> None:
         self.cancels += 1

@@ -237,6 +237,7 @@ def test_every_setting_is_a_variable() -> None:
             "GPT2SERVE_MAX_BODY_BYTES": "1KiB",
             "GPT2SERVE_DRAIN_SECONDS": "5",
             "GPT2SERVE_ADMIN_KEY_FILE": "/etc/key",
+            "GPT2SERVE_API_KEY_FILE": "/etc/keys",
             "GPT2SERVE_MODEL_METRICS": "6",
             "GPT2SERVE_CORS_ORIGINS": "https://a.example, http://b:1",
         }
@@ -268,6 +269,7 @@ def test_every_setting_is_a_variable() -> None:
         max_body_bytes=1024,
         drain_seconds=5.0,
         admin_key_file=Path("/etc/key"),
+        api_key_file=Path("/etc/keys"),
         model_metrics=6,
         cors_origins=("https://a.example", "http://b:1"),
     )

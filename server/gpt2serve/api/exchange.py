@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 
+from gpt2serve.api.callers import ANYBODY, Caller
 from gpt2serve.engine.events import Timing, Usage
 
 REQUEST_ID_HEADER = "X-Request-Id"
@@ -29,6 +30,8 @@ class Exchange:
         self.status = 500
         self.code = "ok"
         self.error: Exception | None = None
+        #: Anybody, until a guard has seen a key.
+        self.caller: Caller = ANYBODY
         self.model: str | None = None
         self.model_version: str | None = None
         #: What `/admin` was asked to do; "" as long as it is unknown. None: another route.

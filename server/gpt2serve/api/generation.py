@@ -15,6 +15,7 @@ from litestar import Request
 from litestar.background_tasks import BackgroundTask
 from litestar.response import Stream
 
+from gpt2serve.api.callers import Charge
 from gpt2serve.api.exchange import Exchange
 from gpt2serve.api.problems import Problem, problem_of
 from gpt2serve.api.service import Service
@@ -62,17 +63,21 @@ async def begin(
     *,
     stream: bool,
 ) -> Running:
-    """Submit all `asks`, or none if one is refused.
+    """Submit all `asks`, or none if one is refused, on the account of whoever sent the request.
 
-    Raises what `Engine.prepare` and `Engine.submit` raise.
+    Raises what `Engine.prepare` and `Engine.submit` raise, `ModelNotAllowed` or `RateLimited`.
     """
     exchange.model = check_model_id(model)
     exchange.stream = stream
+    caller = exchange.caller
+    caller.check_model(model)
     prepared = await asyncio.to_thread(_prepare, service, model, asks)
-    running = Running(request, exchange, prepared)
+    running = Running(request, exchange, prepared, caller.reserve(prepared))
     try:
         for one in prepared:
-            running.streams.append(service.engine.submit(one, wants_tokens=stream))
+            running.streams.append(
+                service.engine.submit(one, wants_tokens=stream, owner=caller.name)
+            )
     except BaseException:
         running.cancel()
         raise
@@ -91,11 +96,13 @@ class Running:
         request: Request[Any, Any, Any],
         exchange: Exchange,
         prepared: Sequence[PreparedRequest],
+        charge: Charge,
     ) -> None:
         self.prepared = prepared
         self.streams: list[TokenStream] = []
         self._request = request
         self._exchange = exchange
+        self._charge = charge
         #: Whether the client has been sent how it ended.
         self._told = False
 
@@ -103,6 +110,7 @@ class Running:
         """Idempotent, and harmless after the end."""
         for stream in self.streams:
             stream.cancel()
+        self._charge.settle(sum(stream.tokens_used() for stream in self.streams))
 
     async def results(self) -> list[GenerationResult]:
         """One for each ask. Raises what the first that fails ended with."""

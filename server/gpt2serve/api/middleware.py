@@ -27,14 +27,19 @@ class ExchangeMiddleware(ASGIMiddleware):
         exchange = open_exchange(scope, given)
         id_header = (REQUEST_ID_HEADER.lower().encode(), exchange.request_id.encode())
 
-        async def send_with_id(message: Message) -> None:
+        async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 exchange.status = message["status"]
-                message["headers"] = [*message.get("headers", ()), id_header]
+                limits = exchange.caller.headers() if _generates(scope) else {}
+                message["headers"] = [
+                    *message.get("headers", ()),
+                    id_header,
+                    *((name.encode(), value.encode()) for name, value in limits.items()),
+                ]
             await send(message)
 
         try:
-            await next_app(scope, receive, send_with_id)
+            await next_app(scope, receive, send_with_headers)
         except BaseException as error:
             exchange.failed("internal_error", error if isinstance(error, Exception) else None)
             raise

@@ -11,6 +11,7 @@ from litestar.di import NamedDependency
 from litestar.params import FromPath, QueryParameter
 from msgspec import UNSET, Meta, UnsetType
 
+from gpt2serve.api.exchange import Exchange
 from gpt2serve.api.openapi import problem_specs
 from gpt2serve.api.service import Service
 from gpt2serve.engine.checks import MAX_STOP_STRINGS
@@ -212,9 +213,14 @@ async def list_models(
     ),
 )
 async def describe_model(
-    service: NamedDependency[Service], name: FromPath[str], owner: FromPath[str] = ""
+    service: NamedDependency[Service],
+    exchange: NamedDependency[Exchange],
+    name: FromPath[str],
+    owner: FromPath[str] = "",
 ) -> ModelInfo:
-    manifest = await asyncio.to_thread(service.engine.describe, model_id(owner, name))
+    model = model_id(owner, name)
+    exchange.caller.check_model(model)
+    manifest = await asyncio.to_thread(service.engine.describe, model)
     return ModelInfo.of(manifest, service.engine.settings)
 
 

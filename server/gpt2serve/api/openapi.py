@@ -29,11 +29,16 @@ from litestar.openapi.spec.enums import OpenAPIType
 from litestar.types import Method
 
 from gpt2serve.api.exchange import REQUEST_ID_HEADER
+from gpt2serve.api.keys import API_KEY_SCHEME
 from gpt2serve.api.problems import PROBLEM_JSON, Problem
 from gpt2serve.api.streaming import EVENT_STREAM
 from gpt2serve.api.version import version
 
 _COMPONENTS = "#/components/schemas/{name}"
+_KEY_PROBLEMS = {
+    "401": "The API key is missing or wrong",
+    "403": "The API key may not use this model",
+}
 _RETRY_STATUSES = {"429", "503"}
 
 
@@ -91,6 +96,7 @@ def complete(app: Litestar, schema: Mapping[str, Any], root_path: str = "") -> d
             # Litestar's own shape of a 400, which `problems` never lets out.
             if "Validation Exception" in str(operation["responses"].get("400")):
                 del operation["responses"]["400"]
+            _add_key_problems(operation)
             _add_headers(operation["responses"])
     return document
 
@@ -117,6 +123,13 @@ def _structs_in(kinds: Iterable[Any]) -> Iterator[type[msgspec.Struct]]:
             yield kind
         else:
             yield from _structs_in(get_args(kind))
+
+
+def _add_key_problems(operation: dict[str, Any]) -> None:
+    """What a route that takes an API key may answer. In which shape depends on the surface."""
+    if {API_KEY_SCHEME: []} in operation.get("security", ()):
+        for status, text in _KEY_PROBLEMS.items():
+            operation["responses"].setdefault(status, {"description": text})
 
 
 def _add_headers(responses: dict[str, Any]) -> None:

@@ -22,6 +22,7 @@ from litestar.exceptions import (
 from msgspec import UNSET, Meta, UnsetType
 
 from gpt2serve import errors
+from gpt2serve.api.callers import ModelNotAllowed, RateLimited
 from gpt2serve.api.exchange import (
     CLIENT_DISCONNECTED,
     REQUEST_ID_HEADER,
@@ -56,8 +57,8 @@ class Unauthorized(errors.Gpt2ServeError):
 
     code = "unauthorized"
 
-    def __init__(self) -> None:
-        super().__init__("Send the server's admin key as `Authorization: Bearer KEY`.")
+    def __init__(self, wanted: str = "the server's admin key") -> None:
+        super().__init__(f"Send {wanted} as `Authorization: Bearer KEY`.")
 
 
 class Problem(msgspec.Struct, frozen=True, kw_only=True):
@@ -86,11 +87,13 @@ _SEE_LOG = "The server's log has the reason, under this answer's X-Request-Id."
 
 _RULES: tuple[tuple[type[Exception], _Rule], ...] = (
     (MalformedBody, _Rule(400, "The body cannot be read")),
-    (Unauthorized, _Rule(401, "The admin key is missing or wrong")),
+    (Unauthorized, _Rule(401, "The key is missing or wrong")),
+    (ModelNotAllowed, _Rule(403, "The key may not use this model")),
     (errors.ModelNotFound, _Rule(404, "Unknown model")),
     (errors.InvalidRequest, _Rule(422, "A value is wrong")),
     (errors.InvalidModelId, _Rule(422, "A value is wrong")),
     (errors.Overloaded, _Rule(429, "Too many requests")),
+    (RateLimited, _Rule(429, "Too many tokens")),
     (ClientDisconnected, _Rule(CLIENT_CLOSED_REQUEST, "The client has left")),
     (errors.StepFailed, _Rule(500, "The generation failed", _SEE_LOG)),
     (errors.EngineClosed, _Rule(503, "The server is shutting down")),
@@ -161,7 +164,7 @@ def _rule_of(error: Exception) -> _Rule:
 def _field_of(error: Exception) -> str | UnsetType:
     if isinstance(error, errors.InvalidRequest):
         return error.field
-    if isinstance(error, errors.InvalidModelId | errors.ModelNotFound):
+    if isinstance(error, errors.InvalidModelId | errors.ModelNotFound | ModelNotAllowed):
         return "model"
     if isinstance(error, ValidationException) and isinstance(error.extra, list) and error.extra:
         return str(error.extra[0].get("key", "")) or UNSET
@@ -242,8 +245,10 @@ __all__ = [
     "PROBLEM_JSON",
     "ClientDisconnected",
     "MalformedBody",
+    "ModelNotAllowed",
     "NotReady",
     "Problem",
+    "RateLimited",
     "Unauthorized",
     "body_error",
     "error_handler",

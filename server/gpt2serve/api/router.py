@@ -14,6 +14,7 @@ from gpt2serve.api.exchange import Exchange, exchange_of, open_exchange
 from gpt2serve.api.generate import generate
 from gpt2serve.api.health import healthz, metrics, readyz
 from gpt2serve.api.huggingface.router import hugging_face_router
+from gpt2serve.api.keys import API_KEY_SCHEME, key_guard
 from gpt2serve.api.middleware import ExchangeMiddleware
 from gpt2serve.api.models import describe_model, list_models
 from gpt2serve.api.openai.router import openai_router
@@ -48,8 +49,9 @@ def build_router(service: Service, path: str = "/") -> Router:
 
 
 def _public_router(service: Service) -> Router:
-    """What pages of other origins may call, if `cors_origins` lets them."""
-    origins = service.settings.cors_origins
+    """What generates or tells of models. Takes an API key, where there are keys; pages of other
+    origins may call it, if `cors_origins` lets them."""
+    origins, keys = service.settings.cors_origins, service.keys
     return Router(
         path="/",
         route_handlers=[
@@ -57,6 +59,8 @@ def _public_router(service: Service) -> Router:
             *(openai_router(), hugging_face_router()),
         ],
         middleware=[CorsMiddleware(origins)] if origins else [],
+        guards=[] if keys is None else [key_guard(keys)],
+        security=[] if keys is None else [{API_KEY_SCHEME: []}],
     )
 
 

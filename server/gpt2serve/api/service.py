@@ -6,6 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 from gpt2serve.api.exchange import Exchange
+from gpt2serve.api.keys import Keyring
 from gpt2serve.errors import EngineClosed, Gpt2ServeError, StepFailed
 from gpt2serve.metrics import Metrics
 from gpt2serve.settings import ServerSettings, read_admin_key
@@ -24,6 +25,9 @@ class Service:
         self.log = log
         #: Raises `SettingsError`. There are no admin routes without it.
         self.admin_key = read_admin_key(settings)
+        file = settings.api_key_file
+        #: Raises `SettingsError`. Without it everybody may in.
+        self.keys = None if file is None else Keyring(file, log)
         #: Whether models that are to be there from the start are still being loaded.
         self.starting = False
         #: Requests may come before they are; then whoever serves waits for `started`.
@@ -78,6 +82,7 @@ class Service:
         """The one line of a generation: numbers and names, never words."""
         log = self.log.bind(
             request_id=exchange.request_id,
+            **_key(exchange),
             model=exchange.model,
             model_version=exchange.model_version,
             status=exchange.status,
@@ -105,9 +110,17 @@ class Service:
 
     def log_failure(self, exchange: Exchange) -> None:
         log = self.log.bind(
-            request_id=exchange.request_id, status=exchange.status, code=exchange.code
+            request_id=exchange.request_id,
+            **_key(exchange),
+            status=exchange.status,
+            code=exchange.code,
         )
         _finish(log, "request failed", exchange)
+
+
+def _key(exchange: Exchange) -> dict[str, str]:
+    """Whose key it was, where there are keys. The key itself is nowhere."""
+    return {"key": exchange.caller.name} if exchange.caller.name else {}
 
 
 def _finish(log: Any, event: str, exchange: Exchange) -> None:

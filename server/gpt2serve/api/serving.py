@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
 import logging
 import resource
 import signal
@@ -83,7 +84,15 @@ class DrainingServer(uvicorn.Server):
         if self.started and sockets:
             url = _url(sockets[0])
             self._log.info(f"listening on {url}", url=url)
+            self._warn_if_open(sockets[0].getsockname()[0])
             self._starting = asyncio.create_task(self._wait_for_start())
+
+    def _warn_if_open(self, host: str) -> None:
+        if self._service.keys is None and not ipaddress.ip_address(host).is_loopback:
+            self._log.warning(
+                "open to everybody who can reach it: --api-key-file lets in only who has a key",
+                host=host,
+            )
 
     async def _wait_for_start(self) -> None:
         begin = time.perf_counter()

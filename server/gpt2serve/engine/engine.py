@@ -85,6 +85,11 @@ class PreparedRequest:
     def prompt_tokens(self) -> int:
         return len(self.prompt_ids)
 
+    @property
+    def most_tokens(self) -> int:
+        """Prompt and generated tokens of all sequences, at most."""
+        return self.prompt_tokens + self.params.sequences * self.params.max_tokens
+
     def text_of(self, tokens: Iterable[int]) -> str:
         """The text of these tokens by themselves; half of a character is U+FFFD."""
         return self.tokenizer.decode(tokens).decode(errors="replace")
@@ -312,6 +317,7 @@ class Engine:
             request.model,
             cancel=lambda: self._core.inbox.put(Cancel(admitted[0])) if admitted else None,
             timing=lambda: admitted[0].times.timing(self._clock()),
+            tokens_used=lambda: admitted[0].tokens_used if admitted else 0,
         )
         admitted.append(self._admit(request, stream, wants_tokens=wants_tokens, owner=owner))
         return stream

@@ -115,6 +115,13 @@ class Request:
         return self.prompt_length + self.params.max_tokens
 
     @property
+    def tokens_used(self) -> int:
+        """Tokens that were computed for it so far. For any thread."""
+        if self.times.prefill_started is None:
+            return 0
+        return self.prompt_length + self.completion_tokens
+
+    @property
     def unfinished(self) -> list[Sequence]:
         return [sequence for sequence in self.sequences if sequence.finish_reason is None]
 

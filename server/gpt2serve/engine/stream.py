@@ -85,11 +85,17 @@ class TokenStream:
     """
 
     def __init__(
-        self, model: str, cancel: Callable[[], None], timing: Callable[[], Timing]
+        self,
+        model: str,
+        cancel: Callable[[], None],
+        timing: Callable[[], Timing],
+        tokens_used: Callable[[], int],
     ) -> None:
         self.model = model
         #: So far; how long it took to begin is known from the first event on.
         self.timing = timing
+        #: Tokens of prompt and sequences that were computed so far, in whatever way it ends.
+        self.tokens_used = tokens_used
         self.loop: asyncio.AbstractEventLoop | None = asyncio.get_running_loop()
         self._cancel = cancel
         self._deliveries: deque[Delivery] = deque()
