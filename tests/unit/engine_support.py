@@ -26,6 +26,7 @@ from gpt2serve.engine.observer import NoObserver
 from gpt2serve.engine.params import ResolvedParams
 from gpt2serve.engine.request import Request, Times
 from gpt2serve.engine.sampling import BatchSampler
+from gpt2serve.engine.shares import Shares
 from gpt2serve.engine.stream import Delivery, Outbox
 from gpt2serve.engine.text import clean_up
 from gpt2serve.package import (
@@ -170,6 +171,7 @@ def make_request(
     key: str = "model",
     wants_tokens: bool = False,
     stream: Any = None,
+    owner: str = "",
     **params: Any,
 ) -> Request:
     request = Request(
@@ -181,6 +183,7 @@ def make_request(
         stream=Recorder() if stream is None else stream,
         wants_tokens=wants_tokens,
         times=Times(submitted=0.0),
+        owner=owner,
     )
     request.make_sequences((EOS,), token_bytes)
     return request
@@ -313,6 +316,7 @@ class FakeHost:
     outbox: Outbox = field(default_factory=Outbox)
     observer: NoObserver = field(default_factory=NoObserver)
     kv_reserved_for: str | None = None
+    shares: Shares = field(default_factory=Shares)
     ended: list[tuple[Request, Any]] = field(default_factory=list)
     now: float = 0.0
 

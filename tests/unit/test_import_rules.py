@@ -157,6 +157,7 @@ def test_policy_is_pure() -> None:
         "kv_cache",
         "model_cache",
         "turns",
+        "shares",
         "failures",
         "stores/disk_policy",
         "stores/reachability",

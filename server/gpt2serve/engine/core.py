@@ -36,6 +36,7 @@ from gpt2serve.engine.observer import EngineStats, Observer, RequestSummary
 from gpt2serve.engine.packer import PackResult
 from gpt2serve.engine.request import Request
 from gpt2serve.engine.residency import Residency, Waiting
+from gpt2serve.engine.shares import Shares
 from gpt2serve.engine.store import ModelStore, Package
 from gpt2serve.engine.stream import Outbox
 from gpt2serve.engine.turns import Turns
@@ -59,7 +60,7 @@ class EngineCore:
         threads: int,
         observer: Observer,
         clock: Callable[[], float],
-        on_request_ended: Callable[[], None],
+        on_request_ended: Callable[[Request], None],
         on_stopped: Callable[[], None],
         prepare_again: Callable[[Waiting], Package],
     ) -> None:
@@ -69,6 +70,7 @@ class EngineCore:
         self.memory = HostMemory()
         self.outbox = Outbox()
         self.kv_reserved_for: str | None = None
+        self.shares = Shares()
         self.observer = observer
         self.clock = clock
         self._settings = settings
@@ -142,7 +144,9 @@ class EngineCore:
 
     def _step(self) -> bool:
         """One step of the model whose turn it is; False if none can."""
-        working = self._turns.order([w for w in self.models.workers.values() if w.has_work])
+        working = self._turns.order(
+            [w for w in self.models.workers.values() if w.has_work], self._seconds
+        )
         self.kv_reserved_for = self._starved(working)
         packing = self.models.packing
         if len(working) == 1 and packing.is_sooner_without(working[0]):
@@ -156,11 +160,32 @@ class EngineCore:
                 return True
         return False
 
+    def _seconds(self, worker: ModelWorker) -> float:
+        """Of computing, that the owner has had who has had the least of those at work in it."""
+        if not self.shares.contended:
+            return 0.0
+        return min(self.shares.seconds(owner) for owner in worker.scheduler.claimants)
+
     def _starved(self, working: list[ModelWorker]) -> str | None:
         """The model that has waited too long for KV cache; others admit nothing until it has."""
+        starved = [worker for worker in working if worker.starved_since is not None]
+        if not starved:
+            return None
         patience = self.clock() - self._settings.model_max_wait
-        starved = [w for w in working if w.starved_since is not None and w.starved_since < patience]
-        return min(starved, key=lambda w: w.starved_since or 0.0).key if starved else None
+        idle = self._owners_without_slots(working)
+        late = [
+            w
+            for w in starved
+            if (w.starved_since or 0.0) < patience or not idle.isdisjoint(w.scheduler.claimants)
+        ]
+        return min(late, key=lambda w: w.starved_since or 0.0).key if late else None
+
+    def _owners_without_slots(self, working: list[ModelWorker]) -> set[str]:
+        """Who has work, but nothing that runs: need not be patient with others."""
+        if not self.shares.contended:
+            return set()
+        owners: set[str] = set().union(*(w.scheduler.claimants for w in working))
+        return owners.difference(*(w.scheduler.running_owners for w in working))
 
     def _receive(self, *, wait: bool) -> None:
         """Handle what is in the inbox; wait for something if there is nothing else to do."""
@@ -212,6 +237,7 @@ class EngineCore:
             # A model that was idle has no claim to the time that it did not use.
             busy = [w.virtual_time for w in self.models.workers.values() if w.has_work]
             worker.virtual_time = max(worker.virtual_time, min(busy, default=0.0))
+        self.shares.begin(request.owner)
         worker.add(request)
         self.models.packing.start()
 
@@ -236,6 +262,7 @@ class EngineCore:
 
     def request_ended(self, request: Request, error: Gpt2ServeError | None) -> None:
         """A worker is done with a request."""
+        self.shares.end(request.owner)
         self._count_ended(request, error)
         self.models.release(request.key)
 
@@ -253,7 +280,7 @@ class EngineCore:
                 timing=request.times.timing(self.clock()),
             )
         )
-        self._on_request_ended()
+        self._on_request_ended(request)
 
     # -- the end, and what can be seen ----------------------------------------------------
 
@@ -299,6 +326,7 @@ class EngineCore:
 
     def check_integrity(self) -> None:
         self.models.check_integrity()
+        self.shares.check_integrity()
         self.pool.check_integrity()
         for worker in self.models.workers.values():
             worker.scheduler.check_integrity()

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import threading
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ from gpt2serve.engine.prompts import Prompt, tokenise
 from gpt2serve.engine.request import Asked, Request, Times
 from gpt2serve.engine.residency import Waiting
 from gpt2serve.engine.runner import cuda_is_available
+from gpt2serve.engine.shares import OF_THE_QUEUE, leaves_room
 from gpt2serve.engine.status import WARM_STATES, Known, ModelStatus, models_in, statuses
 from gpt2serve.engine.store import ModelStore, Package
 from gpt2serve.engine.stream import BlockingStream, Stream, TokenStream
@@ -132,6 +134,8 @@ class Engine:
         self._clock = clock
         self._lock = threading.Lock()
         self._admitted = 0
+        #: The same, by owner.
+        self._owned: Counter[str] = Counter()
         self._draining = False
         self._started = False
         self._closed = False
@@ -308,7 +312,8 @@ class Engine:
     ) -> TokenStream:
         """Hand a request to the engine thread, from a running event loop. Never blocks.
 
-        `owner`: whom it is for, "" for nobody in particular.
+        `owner`: whom it is for, "" for nobody in particular. Owners share queue, batches and
+        computing time fairly.
         Raises `Overloaded`, `EngineNotStarted` or `EngineClosed`; everything later comes out of
         the stream.
         """
@@ -346,24 +351,39 @@ class Engine:
                 raise EngineClosed
             if not self._started:
                 raise EngineNotStarted
-            if self._admitted >= self.settings.max_queue:
-                raise Overloaded(
-                    f"{self._admitted} requests are being worked on or waiting already.",
-                    retry_after=1.0,
-                )
+            self._check_queue(owner)
             self._admitted += 1
+            self._owned[owner] += 1
             # Under the lock, so that nothing comes after the `Stop` of `close`.
             self._core.inbox.put(Submit(request, prepared.package))
         return request
+
+    def _check_queue(self, owner: str) -> None:
+        """Under the lock. Raises `Overloaded`."""
+        free = self.settings.max_queue - self._admitted
+        if free <= 0:
+            raise Overloaded(
+                f"{self._admitted} requests are being worked on or waiting already.",
+                retry_after=1.0,
+            )
+        if owner and not leaves_room(self._owned[owner], 1, free, OF_THE_QUEUE):
+            raise Overloaded(
+                f"{self._owned[owner]} requests of yours are being worked on or waiting already, "
+                "and the rest of the queue is kept for others.",
+                retry_after=1.0,
+            )
 
     def _stopped(self) -> None:
         """The engine thread takes no more messages, whatever the reason."""
         with self._lock:
             self._dead = self._draining = True
 
-    def _request_ended(self) -> None:
+    def _request_ended(self, request: Request) -> None:
         with self._all_ended:
             self._admitted -= 1
+            self._owned[request.owner] -= 1
+            if not self._owned[request.owner]:
+                del self._owned[request.owner]
             if self._admitted == 0:
                 self._all_ended.notify_all()
 

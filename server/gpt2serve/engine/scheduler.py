@@ -3,21 +3,23 @@
     waiting --Prefill--------------------> running --finish--> gone
             --PrefillChunk ... (long) ---/
 
-Requests join in the order in which they came, as soon as there are slots and KV cache for
-them at their greatest length. Prompts that fit into one chunk are prefilled together,
-padded to the longest; a longer one goes chunk by chunk, and only one at a time. While
-sequences are running, every second step is a decode step, so that no prompt stalls them
-for more than one chunk; short prompts and chunks of a long one take turns.
+Requests of one owner join in the order in which they came, as soon as there are slots and KV
+cache for them at their greatest length; of several owners, the one who has had the least
+computing time comes first, and all take turns. Prompts that fit into one chunk are prefilled
+together, padded to the longest; a longer one goes chunk by chunk, and only one at a time.
+While sequences are running, every second step is a decode step, so that no prompt stalls
+them for more than one chunk; short prompts and chunks of a long one take turns.
 """
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from gpt2serve.engine.kv_cache import KVShape, rectangle
 from gpt2serve.engine.request import Request, Sequence
+from gpt2serve.engine.shares import OF_A_BATCH, leaves_room
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +60,12 @@ class Scheduler:
         prefill_chunk: int,
         context_length: int,
         kv_fits: Callable[[KVShape, int], bool],
+        seconds: Callable[[str], float] = lambda _: 0.0,
     ) -> None:
-        """`kv_fits(shape, extra_tokens)`: whether the KV cache may have that size."""
+        """`kv_fits(shape, extra_tokens)`: whether the KV cache may have that size.
+
+        `seconds(owner)`: of computing, that the owner has had.
+        """
         self.waiting: deque[Request] = deque()
         self.running: list[Sequence] = []
         self.long: Request | None = None
@@ -68,6 +74,9 @@ class Scheduler:
         self._chunk = prefill_chunk
         self._context_length = context_length
         self._kv_fits = kv_fits
+        self._seconds = seconds
+        #: Nobody who waits could join when we looked, and nothing has changed since.
+        self._full = False
         self._decode_next = False
         self._chunk_next = False
 
@@ -82,8 +91,23 @@ class Scheduler:
         coming = [*self.waiting, *([self.long] if self.long else [])]
         return max(left + [request.params.max_tokens for request in coming], default=0)
 
+    @property
+    def claimants(self) -> set[str]:
+        """Owners for whom a step would be made: who only waits for others to end is none."""
+        owners = self.running_owners
+        if owners and self._full:
+            return owners
+        return owners.union(request.owner for request in self.waiting)
+
+    @property
+    def running_owners(self) -> set[str]:
+        """Owners who have slots, or whose long prompt is being read."""
+        owners = {sequence.request.owner for sequence in self.running}
+        return owners | {self.long.owner} if self.long is not None else owners
+
     def add(self, request: Request) -> None:
         self.waiting.append(request)
+        self._full = False
 
     def schedule(self) -> Plan | None:
         """The next step; None if there is nothing to do, or no room to do it yet."""
@@ -131,6 +155,7 @@ class Scheduler:
         for from_slot, to_slot in moves:
             self.running[to_slot] = self.running[from_slot]
         del self.running[staying:]
+        self._full = False
         return moves
 
     def drop(self, request: Request) -> None:
@@ -139,6 +164,7 @@ class Scheduler:
             self.long = None
         elif request in self.waiting:
             self.waiting.remove(request)
+        self._full = False
 
     def check_integrity(self) -> None:
         live = [*self.running, *(self.long.sequences if self.long else [])]
@@ -150,23 +176,58 @@ class Scheduler:
     # -- inside ---------------------------------------------------------------------------
 
     def _prefill(self) -> Plan | None:
-        if self.long is None and self.waiting and self._is_long(self.waiting[0]):
-            self._begin_long()
+        line = self._line()
+        if self.long is None and line and self._is_long(line[0]):
+            self._begin_long(line)
         if self.long is not None and self._chunk_next:
             return self._next_chunk()
-        requests = self._take_short()
+        requests = self._take_short(line)
         if requests:
             self._chunk_next = True
             return Prefill(requests)
-        return self._next_chunk() if self.long is not None else None
+        if self.long is not None:
+            return self._next_chunk()
+        self._full = bool(self.waiting)
+        return None
+
+    def _line(self) -> list[Request]:
+        """Who waits, in the order in which to join: one of each owner, a second of each, ...
+
+        Who has had the least computing time comes first. An owner who has to leave room to others
+        is not in it, and so keeps nobody waiting.
+        """
+        turns: Counter[str] = Counter()
+        limited: set[str] = set()
+        line: list[tuple[int, float, int]] = []
+        for number, request in enumerate(self.waiting):
+            owner = request.owner
+            if not turns[owner] and self._is_limited(request, []):
+                limited.add(owner)
+            if owner not in limited:
+                line.append((turns[owner], self._seconds(owner), number))
+            turns[owner] += 1
+        if len(turns) > 1:
+            line.sort()
+        return [self.waiting[number] for _, _, number in line]
+
+    def _is_limited(self, request: Request, joining: list[Request]) -> bool:
+        """Whether its owner has so much of the batch that no more leaves enough to others."""
+        if not request.owner:
+            return False
+        coming = [*joining, *([self.long] if self.long is not None else [])]
+        slots = [s.request for s in self.running] + [s.request for r in coming for s in r.sequences]
+        has = sum(other.owner == request.owner for other in slots)
+        free = self._max_batch_size - len(slots)
+        return not leaves_room(has, len(request.sequences), free, OF_A_BATCH)
 
     def _is_long(self, request: Request) -> bool:
         return request.prompt_length > self._chunk
 
-    def _begin_long(self) -> None:
-        if self._fit([self.waiting[0]]):
-            self.long = self.waiting.popleft()
+    def _begin_long(self, line: list[Request]) -> None:
+        if self._fit([line[0]]):
+            self.long = line.pop(0)
             self.long_done = 0
+            self.waiting.remove(self.long)
 
     def _next_chunk(self) -> PrefillChunk:
         assert self.long is not None  # noqa: S101
@@ -175,18 +236,22 @@ class Scheduler:
         self._chunk_next = False
         return PrefillChunk(self.long, start, self.long_done)
 
-    def _take_short(self) -> list[Request]:
+    def _take_short(self, line: list[Request]) -> list[Request]:
         """The next short prompts that fit together into one chunk; they leave the queue.
 
         They may overtake a long prompt that waits for another long one, but nothing
         overtakes a request that waits for room.
         """
         taken: list[Request] = []
+        limited: set[str] = set()
         longest = 0
-        for request in self.waiting:
+        for request in line:
             if self._is_long(request):
                 if self.long is None:
                     break
+                continue
+            if request.owner in limited or self._is_limited(request, taken):
+                limited.add(request.owner)
                 continue
             longest = max(longest, request.prompt_length)
             if (len(taken) + 1) * longest > self._chunk or not self._fit([*taken, request]):

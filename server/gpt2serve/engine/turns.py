@@ -1,13 +1,14 @@
 """Whose turn it is to compute. Pure policy.
 
-Of models that have work, the one that has had the least computing time for each of its
-sequences. But models that were just loaded compute slowly until they are packed, and many may
-come at once: so for each second of theirs, the packed ones get two, as long as they have work.
+Of models that have work, one in which the owner works who has had the least computing time; of
+these, the one that has had the least itself, for each of its sequences. But models that were just
+loaded compute slowly until they are packed, and many may come at once: so for each second of
+theirs, the packed ones get two, as long as they have work.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol, TypeVar
 
 
@@ -32,9 +33,14 @@ class Turns:
         #: Seconds that packed models are owed; below 0 it is they who have had too much.
         self._owed = 0.0
 
-    def order(self, working: Sequence[_W]) -> list[_W]:
-        """Who is to be asked first, second, ... for a step."""
-        by_time = sorted(working, key=lambda worker: worker.virtual_time)
+    def order(
+        self, working: Sequence[_W], seconds: Callable[[_W], float] = lambda _: 0.0
+    ) -> list[_W]:
+        """Who is to be asked first, second, ... for a step.
+
+        `seconds`: of computing, that the model's owner has had who has had the least.
+        """
+        by_time = sorted(working, key=lambda worker: (seconds(worker), worker.virtual_time))
         packed = [worker for worker in by_time if worker.packed]
         unpacked = [worker for worker in by_time if not worker.packed]
         if not packed or not unpacked:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from gpt2serve.engine.request import Request, Sequence
 from gpt2serve.engine.runner import Batch, Floats, Runner
 from gpt2serve.engine.sampling import NO_TOKEN, BatchSampler
 from gpt2serve.engine.scheduler import Decode, Plan, Prefill, PrefillChunk, Scheduler
+from gpt2serve.engine.shares import Shares
 from gpt2serve.engine.stream import Outbox
 from gpt2serve.errors import Gpt2ServeError, StepFailed
 
@@ -28,6 +30,7 @@ class Host(Shared, Protocol):
     outbox: Outbox
     observer: Observer
     clock: Callable[[], float]
+    shares: Shares
 
     def request_ended(self, request: Request, error: Gpt2ServeError | None) -> None:
         """Called exactly once for each request that was added to the worker."""
@@ -65,6 +68,7 @@ class ModelWorker:
             prefill_chunk=prefill_chunk,
             context_length=manifest.dimensions.context_length,
             kv_fits=self._memory.fits,
+            seconds=host.shares.seconds,
         )
         #: Since when nothing runs although requests wait, for want of KV cache.
         self.starved_since: float | None = None
@@ -117,6 +121,7 @@ class ModelWorker:
         self.starved_since = None
         concerned = self._concerned(plan)
         rows = sum(len(request.unfinished) for request in concerned)
+        owners = self._owners(plan, concerned)
         try:
             output = self._run(plan, started)
             if output is not None:
@@ -130,6 +135,7 @@ class ModelWorker:
         self._give_back_memory()
         seconds = self._host.clock() - started
         self.virtual_time += seconds / rows
+        self._host.shares.charge(owners, seconds)
         if not self._has_run:
             self._has_run = True
             self._host.observer.on_first_run(concerned[0].model, seconds)
@@ -158,6 +164,12 @@ class ModelWorker:
                 return requests
             case PrefillChunk(request):
                 return [request]
+
+    def _owners(self, plan: Plan, concerned: list[Request]) -> Counter[str]:
+        """Rows that the step computes, by owner."""
+        if isinstance(plan, Decode):
+            return Counter(sequence.request.owner for sequence in self.scheduler.running)
+        return Counter(request.owner for request in concerned)
 
     def _run(self, plan: Plan, now: float) -> StepOutput | None:
         match plan:
