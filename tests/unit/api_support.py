@@ -138,17 +138,24 @@ class FakeEngine:
         self.cancelled += 1
 
     def list_models(
-        self, *, after: str = "", limit: int = 100, search: str = "", state: str | None = None
+        self,
+        *,
+        after: str = "",
+        limit: int = 100,
+        search: str = "",
+        state: str | None = None,
+        allowed: Callable[[str], bool] | None = None,
     ) -> list[ModelStatus]:
         found = [
             status
             for name, status in sorted(self.models.items())
             if name > after and search in name and state in (None, status.state)
+            if allowed is None or allowed(name)
         ]
         return found[:limit]
 
-    def list_ids(self, *, after: str = "", limit: int = 100) -> list[str]:
-        return [status.id for status in self.list_models(after=after, limit=limit)]
+    def list_ids(self, **options: Any) -> list[str]:
+        return [status.id for status in self.list_models(**options)]
 
     def status(self, model: str) -> ModelStatus:
         if model not in self.models:

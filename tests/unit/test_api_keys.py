@@ -28,6 +28,7 @@ from tests.unit.api_support import (
     RawClient,
     Served,
     assert_problem,
+    model_status,
     send,
 )
 from tests.unit.test_key_file import hashed
@@ -226,6 +227,50 @@ def test_a_model_that_the_key_may_not_use_is_not_described(served: Served) -> No
     assert served.request("GET", "/models/me/model/info", headers=bearer(BOB)).status_code == 200
     answer = served.request("GET", "/models/nobody/info", headers=bearer(ALICE))
     assert_problem(answer, 404, "model_not_found")
+
+
+def test_lists_show_what_the_key_may_use(served: Served) -> None:
+    served.engine.models = {
+        name: model_status(name) for name in ("a", "bob", "bob/x", "bob/y", "me/model", "z/z")
+    }
+
+    def listed(key: str, query: str = "") -> tuple[list[str], str | None]:
+        page = served.request("GET", f"/models?{query}", headers=bearer(key)).json()
+        return [model["id"] for model in page["models"]], page.get("next")
+
+    assert listed(BOB) == (["bob/x", "bob/y", "me/model"], None)
+    assert listed(BOB, "limit=2") == (["bob/x", "bob/y"], "bob/y")
+    assert listed(BOB, "limit=2&after=bob/y") == (["me/model"], None)
+    assert listed(BOB, "search=z") == ([], None)
+    assert listed(ALICE) == (sorted(served.engine.models), None)
+    objects = served.request("GET", "/v1/models", headers=bearer(BOB)).json()["data"]
+    assert [model["id"] for model in objects] == ["bob/x", "bob/y", "me/model"]
+
+
+def test_the_openai_surface_says_so_in_its_own_shape(served: Served) -> None:
+    body = {"model": "a", "prompt": "x"}
+    for method, path in (("POST", "/v1/completions"), ("GET", "/v1/models/a")):
+        options = {"json": body} if method == "POST" else {}
+        answer = served.request(method, path, headers=bearer(BOB), **options)
+        assert answer.status_code == 403
+        error = answer.json()["error"]
+        assert (error["type"], error["code"]) == ("permission_error", "model_not_allowed")
+        answer = served.request(method, path, **options)
+        assert answer.status_code == 401
+        error = answer.json()["error"]
+        assert (error["type"], error["code"]) == ("authentication_error", "unauthorized")
+
+
+def test_the_hugging_face_surface_says_so_in_its_own_shape(served: Served) -> None:
+    for options in ({}, {"options": {"wait_for_model": False}}):
+        body = {"inputs": "x", **options}
+        answer = served.request("POST", "/models/a", json=body, headers=bearer(BOB))
+        assert answer.status_code == 403
+        assert answer.json() == {"error": "This key may not use the model 'a'."}
+    answer = served.request("POST", "/models/a", json={"inputs": "x"})
+    assert answer.status_code == 401
+    assert answer.json() == {"error": "Send an API key as `Authorization: Bearer KEY`."}
+    assert answer.headers["www-authenticate"] == "Bearer"
 
 
 # -- how much ---------------------------------------------------------------------------------

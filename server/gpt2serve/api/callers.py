@@ -54,12 +54,14 @@ class Caller:
     #: Names the key in the log; the owner of requests in the engine.
     name = ""
 
-    def may_use(self, model: str) -> bool:  # noqa: ARG002
-        return True
+    @property
+    def allowed(self) -> Callable[[str], bool] | None:
+        """Tells of an id whether the caller may use that model; None if it may use all."""
+        return None
 
     def check_model(self, model: str) -> None:
         """Raises `ModelNotAllowed`, whether there is such a model or not."""
-        if not self.may_use(model):
+        if self.allowed is not None and not self.allowed(model):
             raise ModelNotAllowed(model)
 
     def reserve(self, requests: Iterable[Sized]) -> Charge:  # noqa: ARG002
@@ -93,8 +95,9 @@ class KeyHolder(Caller):
             full = 1.0 if old is None else old.level(now) / old.capacity
             self._bucket = TokenBucket(key.rate, now, full=full)
 
-    def may_use(self, model: str) -> bool:
-        return self.key.may_use(model)
+    @property
+    def allowed(self) -> Callable[[str], bool] | None:
+        return None if self.key.models is None else self.key.may_use
 
     def reserve(self, requests: Iterable[Sized]) -> Charge:
         bucket, now = self._bucket, self._clock()

@@ -168,6 +168,7 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
 )
 async def list_models(
     service: NamedDependency[Service],
+    exchange: NamedDependency[Exchange],
     limit: Annotated[int, QueryParameter(ge=1, le=MAX_PAGE, description="Models per page.")] = 100,
     after: Annotated[str, QueryParameter(description="Begin behind this id.")] = "",
     search: Annotated[
@@ -191,7 +192,12 @@ async def list_models(
         raise InvalidRequest("state", f"must be one of {', '.join(WARM_STATES)}")
     # One more than asked for tells whether there is a next page.
     found = await asyncio.to_thread(
-        service.engine.list_models, after=after, limit=limit + 1, search=search, state=warm
+        service.engine.list_models,
+        after=after,
+        limit=limit + 1,
+        search=search,
+        state=warm,
+        allowed=exchange.caller.allowed,
     )
     page = found[:limit]
     return ModelPage(

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -61,6 +62,9 @@ from gpt2serve.package import VARIANTS, Manifest
 from gpt2serve.settings import EngineSettings, cpu_count, engine_settings, is_url
 
 _T = TypeVar("_T")
+
+#: Looked through at a time for those that somebody may see.
+_IDS_AT_ONCE = 1000
 
 #: What still runs in threads of the store has this many seconds to notice that all is over.
 CLOSE_SECONDS = 2.0
@@ -474,25 +478,38 @@ class Engine:
         return found
 
     def list_models(
-        self, *, after: str = "", limit: int = 100, search: str = "", state: str | None = None
+        self,
+        *,
+        after: str = "",
+        limit: int = 100,
+        search: str = "",
+        state: str | None = None,
+        allowed: Callable[[str], bool] | None = None,
     ) -> list[ModelStatus]:
         """Up to `limit` models, in order of id, that come after the id `after`.
 
         With a `search` those in which all its words occur, in id, title or handle; models in which
         every word begins a part come first, and `after` is a place in that order. `state`, one of
-        `WARM_STATES`, leaves those that are in it.
+        `WARM_STATES`, leaves those that are in it; `allowed` those whose id it returns true for.
 
         From the store's index, which may be some seconds old; of a store behind a URL, versions,
         titles and expected bytes are told only if they are known. Raises `StoreUnavailable`, or
         `InvalidRequest` for another state.
         """
         among = None if state is None else self._models_in(state)
-        models = self._store.list(after, limit, search=search, among=among)
+        page = partial(self._store.list, search=search, among=among)
+        models = _those_allowed(page, after, limit, allowed)
         return self._statuses([self._glance(model) for model in models])
 
-    def list_ids(self, *, after: str = "", limit: int = 100) -> list[str]:
+    def list_ids(
+        self,
+        *,
+        after: str = "",
+        limit: int = 100,
+        allowed: Callable[[str], bool] | None = None,
+    ) -> list[str]:
         """The ids of those models; nothing else is looked at, so many cost little."""
-        return self._store.list(after, limit)
+        return _those_allowed(self._store.list, after, limit, allowed)
 
     def _models_in(self, state: str) -> set[str]:
         if state not in WARM_STATES:
@@ -579,6 +596,25 @@ class Engine:
         except TimeoutError:
             return False
         return True
+
+
+def _those_allowed(
+    page: Callable[[str, int], list[str]],
+    after: str,
+    limit: int,
+    allowed: Callable[[str], bool] | None,
+) -> list[str]:
+    """The first `limit` ids behind `after` that are allowed, of what `page(after, limit)` gives."""
+    if allowed is None:
+        return page(after, limit)
+    found: list[str] = []
+    while len(found) < limit:
+        ids = page(after, _IDS_AT_ONCE)
+        found += filter(allowed, ids)
+        if len(ids) < _IDS_AT_ONCE:
+            break
+        after = ids[-1]
+    return found[:limit]
 
 
 def _device(wanted: str) -> str:

@@ -47,6 +47,7 @@ _KINDS: dict[str, tuple[int, ErrorType]] = {
     "invalid_value": (422, "validation"),
     "invalid_model_id": (422, "validation"),
     "overloaded": (429, "overloaded"),
+    "rate_limited": (429, "overloaded"),
     "generation_failed": (424, "generation"),
     "aborted": (500, "incomplete_generation"),
 }

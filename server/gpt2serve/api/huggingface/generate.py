@@ -66,6 +66,7 @@ class Call:
         """Unless the model is in memory, begin to load it and raise `ModelLoading`."""
         engine = self.service.engine
         self.exchange.model = self.model
+        self.exchange.caller.check_model(self.model)
         if self.service.draining:
             raise EngineClosed
         status = await asyncio.to_thread(engine.status, self.model)

@@ -30,12 +30,16 @@ _NOBODY = "gpt2serve"
 )
 async def list_model_objects(
     service: NamedDependency[Service],
+    exchange: NamedDependency[Exchange],
     limit: Annotated[
         int, QueryParameter(ge=1, le=MAX_MODELS, description="Models in one answer.")
     ] = MAX_MODELS,
     after: Annotated[str, QueryParameter(description="Begin behind this id.")] = "",
 ) -> ModelObjects:
-    found = await asyncio.to_thread(service.engine.list_ids, after=after, limit=limit + 1)
+    allowed = exchange.caller.allowed
+    found = await asyncio.to_thread(
+        service.engine.list_ids, after=after, limit=limit + 1, allowed=allowed
+    )
     data = [_model_object(model) for model in found[:limit]]
     return ModelObjects(
         data=data,
@@ -58,6 +62,7 @@ async def retrieve_model_object(
     owner: FromPath[str] = "",
 ) -> ModelObject:
     exchange.model = model_id(owner, name)
+    exchange.caller.check_model(exchange.model)
     manifest = await asyncio.to_thread(service.engine.describe, exchange.model)
     return _model_object(manifest.id)
 
