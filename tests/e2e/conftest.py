@@ -8,9 +8,19 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.browser_support import browser, console, context, page
+from tests.e2e.playground_support import playground_server, playground_store, site
 from tests.e2e.server_support import Server
 
-__all__ = ["browser", "console", "context", "page", "serve"]
+__all__ = [
+    "browser",
+    "console",
+    "context",
+    "page",
+    "playground_server",
+    "playground_store",
+    "serve",
+    "site",
+]
 
 
 @pytest.fixture

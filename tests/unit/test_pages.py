@@ -54,7 +54,7 @@ def test_the_policy_lets_in_only_what_the_server_gave() -> None:
         "script-src": ["'self'"],
         "style-src": ["'self'"],
         "connect-src": ["'self'"],
-        "img-src": ["'self'", "https:"],
+        "img-src": ["'self'", "https:", "data:"],
         "base-uri": ["'none'"],
         "form-action": ["'none'"],
         "frame-ancestors": ["'none'"],

@@ -34,7 +34,7 @@ _CONTENT_SECURITY_POLICY = "; ".join(
         "script-src 'self'",
         "style-src 'self'",
         "connect-src 'self'",
-        "img-src 'self' https:",
+        "img-src 'self' https: data:",
         "base-uri 'none'",
         "form-action 'none'",
         "frame-ancestors 'none'",

@@ -2,11 +2,13 @@
 
 import { element } from "./dom.js";
 
-/** `picture` is shown if it is an https address and can be loaded. */
+const PICTURE = /^(https:\/\/|data:image\/)/;
+
+/** `picture` is shown if it is of the addresses that the page allows, and can be loaded. */
 export function avatar({ id, name, picture }) {
   const face = element("span", { className: "avatar", ariaHidden: "true" }, initial(name || id.split("/").at(-1)));
   face.style.setProperty("--hue", hueOf(id));
-  if (picture?.startsWith("https://")) face.append(pictureOf(picture));
+  if (PICTURE.test(picture ?? "")) face.append(pictureOf(picture));
   return face;
 }
 

@@ -147,7 +147,7 @@ async function start(request, predictions, onRefused = () => {}) {
 }
 
 function showRunning(running) {
-  const stop = byId("stop");
+  const stop = byId("stop-button");
   if (!running && document.activeElement === stop) form.querySelector(".primary").focus();
   stop.hidden = !running;
   byId("cards").ariaBusy = String(running);
@@ -175,7 +175,7 @@ form.addEventListener("input", showSnippet);
 prompt.addEventListener("keydown", (event) => {
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) form.requestSubmit();
 });
-byId("stop").addEventListener("click", () => run?.stop());
+byId("stop-button").addEventListener("click", () => run?.stop());
 byId("key").addEventListener("change", (event) => {
   setApiKey(event.target.value.trim());
   showKey();

@@ -71,7 +71,7 @@ export function showDefaults(defaults) {
 }
 
 function lengthWithPrompt(length) {
-  return length ? `${length} with the prompt` : null;
+  return length ? `${length} in all` : null;
 }
 
 function settings() {

@@ -1,0 +1,350 @@
+"""The playground in a real browser, before a real server.
+
+Every test fails, too, if the page's console complains: of an error, or of something that the
+Content-Security-Policy forbids (fixture `page`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+import pytest
+
+from tests.e2e.browser_support import Console, screenshot
+from tests.e2e.playground_support import (
+    GREEDY_MODEL,
+    HTML_CARD,
+    HTML_MODEL,
+    MODEL,
+    PROMPT,
+    Playground,
+    expect,
+    generated,
+    streaming,
+)
+from tests.e2e.server_support import LONG, Server, eventually
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page, Route
+
+REFUSED = "status of (401|404|422|429)"
+
+
+# --- choosing ---------------------------------------------------------------------------------
+
+
+def test_choose_and_generate_with_the_keyboard_alone(site: Playground) -> None:
+    site.open()
+    keys = site.page.keyboard
+    site.model.focus()
+    keys.type("jeff")
+    expect(site.options).to_have_count(1)
+    expect(site.options.first).to_contain_text("Thomas Jefferson")
+    expect(site.model).to_have_attribute("aria-expanded", "true")
+    keys.press("Enter")
+    expect(site.model).to_have_value("thomas-jefferson")
+    expect(site.model).to_have_attribute("aria-expanded", "false")
+    expect(site.name).to_have_text("Thomas Jefferson")
+    expect(site.page.locator("#card-handle")).to_have_text("@thomas_jefferson")
+    expect(site.page).to_have_title("Thomas Jefferson · gpt2serve")
+    expect(site.prompt).to_have_value(PROMPT)
+    keys.press("Tab")
+    expect(site.prompt).to_be_focused()
+    keys.press("Control+Enter")
+    expect(site.cards).to_have_count(5)
+    site.finish()
+    assert all(text.startswith(PROMPT) and len(text) > len(PROMPT) for text in site.texts)
+
+
+def test_arrows_move_through_the_list_and_escape_leaves_it(site: Playground) -> None:
+    site.open_model()
+    site.model.fill("person-1")
+    expect(site.options).to_have_count(10)
+    for key, active in (("ArrowDown", 1), ("ArrowUp", 0), ("ArrowUp", 9), ("ArrowDown", 0)):
+        site.model.press(key)
+        expect(site.model).to_have_attribute("aria-activedescendant", f"model-option-{active}")
+        expect(site.page.locator("[role=option][aria-selected=true]")).to_have_count(1)
+        expect(site.options.nth(active)).to_have_attribute("aria-selected", "true")
+    site.model.press("Escape")
+    expect(site.options.first).to_be_hidden()
+    expect(site.model).to_have_value(MODEL)
+
+
+def test_enter_before_the_list_is_there_takes_its_first(site: Playground) -> None:
+    site.open()
+    site.model.press_sequentially("person-07")
+    site.model.press("Enter")
+    expect(site.name).to_have_text("Person 7")
+
+
+def test_a_search_that_is_out_of_date_is_given_up(site: Playground) -> None:
+    held: list[Route] = []
+    given_up: list[str] = []
+    site.page.route("**/models?search=per&*", lambda route: held.append(route))
+    site.page.on("requestfailed", lambda request: given_up.append(request.url))
+    site.open()
+    with site.page.expect_request("**/models?search=per&*"):
+        site.model.fill("per")
+    site.model.fill("reagan")
+    expect(site.options).to_have_count(1)
+    assert [urlsplit(url).query.split("&")[0] for url in given_up] == ["search=per"]
+
+
+def test_a_search_without_a_match_says_so(site: Playground) -> None:
+    site.open()
+    site.model.fill("nobody at all")
+    expect(site.page.locator("#model-more")).to_have_text("No model matches")
+    expect(site.page.locator("#model-count")).to_have_text("No model matches")
+    site.model.fill("person")
+    expect(site.page.locator("#model-count")).to_have_text("The first 20 models")
+
+
+def test_suggestions_for_those_who_know_no_name(site: Playground) -> None:
+    site.open()
+    site.page.get_by_role("button", name="George Washington").click()
+    expect(site.name).to_have_text("George Washington")
+    assert urlsplit(site.page.url).query == f"model={MODEL}"
+
+
+def test_addresses_lead_back_and_forward(site: Playground) -> None:
+    site.open_model("ronald-reagan", prompt="A deep link")
+    expect(site.prompt).to_have_value("A deep link")
+    site.model.fill("person-03")
+    expect(site.options).to_have_count(1)
+    site.model.press("Enter")
+    expect(site.name).to_have_text("Person 3")
+    expect(site.prompt).to_have_value("A deep link")
+    site.page.go_back()
+    expect(site.name).to_have_text("Ronald Reagan")
+    expect(site.model).to_have_value("ronald-reagan")
+    site.page.go_forward()
+    expect(site.name).to_have_text("Person 3")
+
+
+def test_a_card_s_example_does_not_overwrite_what_somebody_wrote(site: Playground) -> None:
+    site.open_model()
+    expect(site.prompt).to_have_value(PROMPT)
+    site.open_model(HTML_MODEL)
+    expect(site.prompt).to_have_value(HTML_CARD["example_prompts"][0])
+    site.page.get_by_role("button", name="& <i>more</i>").click()
+    expect(site.prompt).to_have_value("& <i>more</i>")
+
+
+# --- generating -------------------------------------------------------------------------------
+
+
+def test_tokens_appear_as_they_are_made(site: Playground, playground_server: Server) -> None:
+    site.open_model()
+    site.set("Seed", "7")
+    site.page.evaluate("""() => {
+      window.lengths = [];
+      const cards = document.getElementById("cards");
+      new MutationObserver(() => {
+        const made = cards.querySelector(".running .made");
+        if (made) window.lengths.push(made.textContent.length);
+      }).observe(cards, { subtree: true, childList: true });
+    }""")
+    texts = site.run()
+    lengths = site.page.evaluate("window.lengths")
+    assert len(set(lengths)) >= 5, "it came in one piece"
+    assert texts == generated(playground_server.url, PROMPT, seed=7, num_return_sequences=5)
+    notice = site.page.get_by_text("Written by a machine, not by George Washington.")
+    expect(notice).to_be_visible()
+    timing = site.page.locator("#timing").inner_text()
+    assert re.findall(r"Queue|Load|First token|Speed", timing) == (
+        ["Queue", "Load", "First token", "Speed"]
+    )
+    # A screen reader hears whole texts, and nothing twice.
+    assert sorted(site.page.locator("#announcer p").all_text_contents()) == sorted(
+        f"Prediction {number}: {text}" for number, text in enumerate(texts, 1)
+    )
+
+
+def test_a_seed_makes_the_same_text_again(site: Playground) -> None:
+    site.open_model()
+    site.set("Temperature", "1.3")
+    before = site.run()
+    assert len(set(before)) == 5
+    site.set("Temperature", "0.2")  # "again" is of the request that made the text, not of this
+    seeds = [site.seed_of(card) for card in site.cards.all()]
+    site.page.get_by_role("button", name="Make prediction 3 again").click()
+    site.finish()
+    assert site.texts == before
+    assert [site.seed_of(card) for card in site.cards.all()] == seeds
+
+
+def test_stop(site: Playground, playground_server: Server) -> None:
+    site.open_model()
+    site.number.fill(str(LONG["num_return_sequences"]))
+    site.set("Fewest new tokens", str(LONG["min_new_tokens"]))
+    site.set("Most new tokens", str(LONG["max_new_tokens"]))
+    site.generate.click()
+    expect(site.made.last).not_to_be_empty()
+    site.stop.press("Enter")
+    expect(site.running).to_have_count(0)
+    expect(site.cards.last).to_contain_text("stopped")
+    expect(site.generate).to_be_focused()
+    assert len(site.made.last.inner_text()) > 0
+    eventually(lambda: playground_server.metric("requests_running") == 0)
+
+
+def test_a_new_run_ends_the_one_before(site: Playground) -> None:
+    site.open_model()
+    site.set("Fewest new tokens", "200")
+    site.set("Most new tokens", "200")
+    site.generate.click()
+    expect(site.made.last).not_to_be_empty()
+    site.prompt.fill("Something else")
+    site.set("Fewest new tokens", "0")
+    site.set("Most new tokens", "4")
+    texts = site.run()
+    assert all(text.startswith("Something else") for text in texts)
+    expect(site.problem).to_be_hidden()
+
+
+def test_the_models_own_defaults_are_shown_and_used(
+    site: Playground, playground_server: Server
+) -> None:
+    site.open_model()
+    site.page.get_by_text("Sampling settings").click()
+    shown = {
+        label: site.page.get_by_label(label).get_attribute("placeholder")
+        for label in ("Temperature", "Top k", "Top p", "Most new tokens", "Repetition penalty")
+    }
+    assert list(shown.values()) == ["1", "50", "0.95", "160 in all", "1"]
+    expect(site.page.get_by_label("Draw at random")).to_have_value("")
+    site.open_model(GREEDY_MODEL, prompt=PROMPT)
+    # Five texts of the likeliest tokens would be one text five times, which the server refuses.
+    expect(site.page.get_by_label("Draw at random")).to_have_value("true")
+    assert len(set(site.run())) > 1
+    site.set("Draw at random", "false")
+    site.number.fill("1")
+    assert site.run() == generated(playground_server.url, PROMPT, model=GREEDY_MODEL)
+    site.page.get_by_role("button", name="Back to the defaults").click()
+    expect(site.page.locator("#changed")).to_be_hidden()
+
+
+def test_stop_texts(site: Playground, playground_server: Server) -> None:
+    site.open_model()
+    site.set("Seed", "3")
+    site.set("Stop at", "the\n\\n")
+    options = {"seed": 3, "num_return_sequences": 5}
+    texts = site.run()
+    assert texts == generated(playground_server.url, PROMPT, stop=["the", "\n"], **options)
+    assert texts != generated(playground_server.url, PROMPT, **options)
+    assert "stop text" in site.cards.all_inner_texts()[0] + site.cards.all_inner_texts()[1]
+
+
+# --- what goes wrong --------------------------------------------------------------------------
+
+
+def test_a_wrong_value_is_named_and_its_field_focused(site: Playground, console: Console) -> None:
+    console.expect(REFUSED)
+    site.open_model()
+    before = site.run()
+    site.set("Top p", "1.5")
+    site.page.get_by_text("Sampling settings").click()  # fold it away
+    site.generate.click()
+    expect(site.problem).to_contain_text("A value is wrong")
+    expect(site.problem).to_contain_text("top_p")
+    field = site.page.get_by_label("Top p")
+    expect(field).to_be_focused()
+    expect(field).to_have_attribute("aria-invalid", "true")
+    expect(field).to_have_accessible_description(re.compile("top_p"))
+    assert site.texts == before
+    screenshot(site.page, "playground-error")
+    field.fill("")
+    site.run()
+    expect(site.problem).to_be_hidden()
+    expect(field).not_to_have_attribute("aria-invalid", "true")
+
+
+@pytest.mark.parametrize("seed", ["9007199254740993", "-1", "1.5", "x"])
+def test_a_seed_that_a_browser_cannot_send_is_refused(site: Playground, seed: str) -> None:
+    site.open_model()
+    site.set("Seed", seed)
+    site.generate.click()
+    expect(site.problem).to_contain_text("A seed is a whole number")
+    expect(site.page.get_by_label("Seed")).to_be_focused()
+
+
+def test_a_model_that_is_not_there(site: Playground, console: Console) -> None:
+    console.expect(REFUSED)
+    site.open(model="nobody/here", prompt="Hello")
+    expect(site.problem).to_contain_text("Unknown model")
+    site.generate.click()
+    expect(site.problem).to_contain_text("nobody/here")
+    expect(site.model).to_be_focused()
+    expect(site.model).to_have_attribute("aria-invalid", "true")
+    expect(site.cards).to_have_count(0)
+
+
+def test_no_model_at_all(site: Playground) -> None:
+    site.open()
+    site.generate.click()
+    expect(site.problem).to_contain_text("Choose a model first.")
+
+
+def test_an_overloaded_server_says_when_to_come_again(
+    page: Page, console: Console, serve: Callable[..., Server], playground_store: Path
+) -> None:
+    console.expect(REFUSED)
+    server = serve("--max-queue", "1", store=playground_store)
+    site = Playground(page, server.url)
+    site.open_model()
+    with streaming(server, LONG):
+        site.generate.click()
+        expect(site.problem).to_contain_text("Too many requests")
+        expect(site.problem).to_contain_text(re.compile(r"Try again in \d+ seconds?\."))
+
+
+def test_a_server_that_goes_away(
+    page: Page, console: Console, serve: Callable[..., Server], playground_store: Path
+) -> None:
+    console.expect("ERR_CONNECTION|ERR_INCOMPLETE_CHUNKED|ERR_EMPTY_RESPONSE")
+    server = serve(store=playground_store)
+    site = Playground(page, server.url)
+    site.open_model()
+    site.set("Fewest new tokens", "200")
+    site.set("Most new tokens", "200")
+    site.generate.click()
+    expect(site.made.last).not_to_be_empty()
+    server.process.kill()
+    expect(site.problem).to_contain_text("The answer broke off")
+    expect(site.cards.last).to_contain_text("failed")
+    server.process.wait()
+    site.generate.click()
+    expect(site.problem).to_contain_text("The server cannot be reached")
+
+
+def test_a_key_is_asked_for_and_sent(site: Playground, console: Console) -> None:
+    console.expect(REFUSED)
+    given: list[str | None] = []
+
+    def guard(route: Route) -> None:
+        given.append(route.request.headers.get("authorization"))
+        if given[-1] == "Bearer open-sesame":
+            route.continue_()
+        else:
+            problem = {"title": "The API key is missing or wrong", "status": 401, "detail": ""}
+            route.fulfill(status=401, json=problem)
+
+    site.page.route("**/generate", guard)
+    site.open_model()
+    site.generate.click()
+    expect(site.problem).to_contain_text("The API key is missing or wrong")
+    key = site.page.get_by_label("Key")
+    expect(key).to_be_focused()
+    key.fill("open-sesame")
+    site.run()
+    assert given == [None, "Bearer open-sesame"]
+    snippet = site.page.get_by_role("tabpanel").inner_text()
+    assert "$API_KEY" in snippet
+    assert "open-sesame" not in site.page.locator("body").inner_text()
+    site.page.reload()
+    expect(site.name).to_be_visible()
+    expect(key).to_have_value("open-sesame")
