@@ -509,12 +509,13 @@ def test_unknown_model_info() -> None:
     assert_problem(Served().request("GET", "/models/a/-b/info"), 422, "invalid_model_id")
 
 
-def test_health_and_readiness() -> None:
+@pytest.mark.parametrize("path", ["/readyz", "/health"])
+def test_health_and_readiness(path: str) -> None:
     engine = FakeEngine()
     served = Served(engine)
-    assert served.request("GET", "/readyz").json() == {"status": "ready"}
+    assert served.request("GET", path).json() == {"status": "ready"}
     engine.alive = False
-    answer = served.request("GET", "/readyz")
+    answer = served.request("GET", path)
     assert_problem(answer, 503, "not_ready")
     assert "retry-after" in answer.headers
     assert served.request("GET", "/healthz").status_code == 200

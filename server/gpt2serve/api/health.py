@@ -20,12 +20,20 @@ async def healthz() -> dict[str, str]:
     return {"status": "alive"}
 
 
-@get(
-    "/readyz",
-    summary="Can it take work?",
-    responses=problem_specs({503: "Not now; try again"}),
-)
+_NOT_NOW = problem_specs({503: "Not now; try again"})
+
+
+@get("/readyz", summary="Can it take work?", responses=_NOT_NOW)
 async def readyz(service: NamedDependency[Service]) -> dict[str, str]:
+    return await _ready(service)
+
+
+@get("/health", summary="The same, where clients of vLLM and TGI ask for it", responses=_NOT_NOW)
+async def health(service: NamedDependency[Service]) -> dict[str, str]:
+    return await _ready(service)
+
+
+async def _ready(service: Service) -> dict[str, str]:
     """Asks through the engine thread: a server whose thread is stuck must not look healthy."""
     if service.draining:
         raise EngineClosed

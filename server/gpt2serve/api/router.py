@@ -12,7 +12,7 @@ from gpt2serve.api.admin import admin_router
 from gpt2serve.api.cors import CorsMiddleware
 from gpt2serve.api.exchange import Exchange, exchange_of, open_exchange
 from gpt2serve.api.generate import generate
-from gpt2serve.api.health import healthz, metrics, readyz
+from gpt2serve.api.health import health, healthz, metrics, readyz
 from gpt2serve.api.huggingface.router import hugging_face_router
 from gpt2serve.api.keys import API_KEY_SCHEME, key_guard
 from gpt2serve.api.middleware import ExchangeMiddleware
@@ -31,7 +31,7 @@ def build_router(service: Service, path: str = "/") -> Router:
 
     handlers: list[ControllerRouterHandler] = [
         _public_router(service),
-        *(index, page_file, healthz, readyz, metrics),
+        *(index, page_file, healthz, readyz, health, metrics),
     ]
     if service.admin_key is not None:
         handlers.append(admin_router(service.admin_key))
