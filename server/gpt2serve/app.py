@@ -111,14 +111,17 @@ def _service(engine: Engine, settings: ServerSettings, metrics: Metrics, log: An
 def _engine_lifespan(service: Service, *, owned: bool) -> _Lifespan:
     @asynccontextmanager
     async def lifespan(_app: Litestar) -> AsyncIterator[None]:
-        service.begin()
-        if not service.opens_at_once:
-            await service.started()
         try:
-            yield
+            service.begin()
+            if not service.opens_at_once:
+                await service.started()
+            try:
+                yield
+            finally:
+                if owned:
+                    await service.shut_down()
         finally:
-            if owned:
-                await service.shut_down()
+            await service.flush()
 
     return lifespan
 

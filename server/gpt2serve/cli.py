@@ -59,6 +59,7 @@ OPTIONS: dict[str, tuple[str, str]] = {
     "admin_key_file": ("FILE", "file with the admin key; read once, at start"),
     "api_key_file": ("FILE", "let in only who has a key of it: python -m gpt2serve.keys --help"),
     "model_metrics": ("N", "count the first N models that are used one by one; at most 1000"),
+    "traces": ("WHERE", "send traces of requests there; OTEL_EXPORTER_OTLP_ENDPOINT is for otlp"),
     "cors_origins": (
         "ORIGIN",
         "let pages of https://example.com call the server; * lets all; may be repeated",

@@ -124,6 +124,8 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     api_key_file: Path | None = None
     #: So many models, the first that are used, get a `model` label of their own in the metrics.
     model_metrics: int = 0
+    #: Where traces of requests go. The OTEL_ variables say more, such as the collector's address.
+    traces: Literal["none", "otlp", "console"] = "none"
     #: Pages of these origins may read answers in a browser: https://example.com, or * for all.
     cors_origins: tuple[str, ...] = ()
 

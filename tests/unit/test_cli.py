@@ -53,6 +53,7 @@ OTHER_VALUES = {
     "max_body_bytes": ("3MiB", 3 * 2**20),
     "admin_key": ("null-null-null-null", Secret("null-null-null-null")),
     "admin_key_file": ("null", Path("null")),
+    "traces": ("console", "console"),
     "cors_origins": ("https://a.b,http://c:1", ("https://a.b", "http://c:1")),
     "api_key_file": ("null", Path("null")),
 }

@@ -150,6 +150,17 @@ def test_one_module_imports_obstore() -> None:
     assert "obstore" not in loaded_by("import gpt2serve.engine.store")
 
 
+def test_one_module_imports_opentelemetry() -> None:
+    """And only when traces are wanted: it is an extra."""
+    users = [
+        name_of(path)
+        for path in SERVER_SOURCES
+        if any(top(imported) == "opentelemetry" for imported in imports_of(path))
+    ]
+    assert users == ["gpt2serve.api.traces"]
+    assert "opentelemetry" not in loaded_by("import gpt2serve.app, gpt2serve.api.serving")
+
+
 def test_policy_is_pure() -> None:
     """No clock, no event loop, no thread, no file, no numbers library in the deciding parts."""
     for name in (

@@ -239,6 +239,7 @@ def test_every_setting_is_a_variable() -> None:
             "GPT2SERVE_ADMIN_KEY_FILE": "/etc/key",
             "GPT2SERVE_API_KEY_FILE": "/etc/keys",
             "GPT2SERVE_MODEL_METRICS": "6",
+            "GPT2SERVE_TRACES": "otlp",
             "GPT2SERVE_CORS_ORIGINS": "https://a.example, http://b:1",
         }
     )
@@ -271,6 +272,7 @@ def test_every_setting_is_a_variable() -> None:
         admin_key_file=Path("/etc/key"),
         api_key_file=Path("/etc/keys"),
         model_metrics=6,
+        traces="otlp",
         cors_origins=("https://a.example", "http://b:1"),
     )
     # No default is left among them, or a variable could be ignored unnoticed.

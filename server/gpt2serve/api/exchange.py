@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import time
 import uuid
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import msgspec
@@ -42,11 +42,20 @@ class Exchange:
         #: Requests to the engine that have ended well.
         self.ended = 0
         self.numbers: dict[str, float] = {}
-        self._begin = time.perf_counter()
+        #: Each request to the engine: when it began, and what tells how far it is.
+        self.requests: list[tuple[float, Callable[[], Timing]]] = []
+        #: Of the trace that it is part of, if traces are made.
+        self.trace_id: str | None = None
+        #: On the clock of `time.perf_counter`.
+        self.begun = time.perf_counter()
 
     @property
     def seconds(self) -> float:
-        return time.perf_counter() - self._begin
+        return time.perf_counter() - self.begun
+
+    def submitted(self, timing: Callable[[], Timing]) -> None:
+        """A request to the engine begins."""
+        self.requests.append((time.perf_counter(), timing))
 
     def failed(self, code: str, error: Exception | None) -> None:
         """Note the problem's code, and the error itself if the log should explain it."""

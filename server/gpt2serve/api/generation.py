@@ -75,9 +75,7 @@ async def begin(
     running = Running(request, exchange, prepared, caller.reserve(prepared))
     try:
         for one in prepared:
-            running.streams.append(
-                service.engine.submit(one, wants_tokens=stream, owner=caller.name)
-            )
+            running.submit(service, one, wants_tokens=stream)
     except BaseException:
         running.cancel()
         raise
@@ -105,6 +103,13 @@ class Running:
         self._charge = charge
         #: Whether the client has been sent how it ended.
         self._told = False
+
+    def submit(self, service: Service, one: PreparedRequest, *, wants_tokens: bool) -> None:
+        """Raises what `Engine.submit` raises."""
+        owner = self._exchange.caller.name
+        stream = service.engine.submit(one, wants_tokens=wants_tokens, owner=owner)
+        self.streams.append(stream)
+        self._exchange.submitted(stream.timing)
 
     def cancel(self) -> None:
         """Idempotent, and harmless after the end."""

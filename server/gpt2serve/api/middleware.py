@@ -1,4 +1,4 @@
-"""Around every route: request id, one log line, HTTP metrics."""
+"""Around every route: request id, one log line, HTTP metrics, a trace if traces are wanted."""
 
 from __future__ import annotations
 
@@ -51,9 +51,14 @@ class ExchangeMiddleware(ASGIMiddleware):
         self._service.metrics.on_http_request(
             route=route, status=exchange.status, code=exchange.code, seconds=exchange.seconds
         )
+        generates = _generates(scope)
+        if self._service.traces is not None:
+            exchange.trace_id = self._service.traces.record(
+                scope, exchange, route, generates=generates
+            )
         if exchange.action is not None:
             self._service.log_admin(exchange)
-        elif _generates(scope):
+        elif generates:
             self._service.log_generate(exchange)
         elif exchange.error is not None:
             self._service.log_failure(exchange)

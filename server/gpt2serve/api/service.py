@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from gpt2serve.api.exchange import Exchange
 from gpt2serve.api.keys import Keyring
-from gpt2serve.errors import EngineClosed, Gpt2ServeError, StepFailed
+from gpt2serve.errors import EngineClosed, Gpt2ServeError, SettingsError, StepFailed
 from gpt2serve.metrics import Metrics
 from gpt2serve.settings import ServerSettings, read_admin_key
 
 if TYPE_CHECKING:
+    from gpt2serve.api.traces import Traces
     from gpt2serve.engine.engine import Engine
 
 
@@ -28,6 +29,8 @@ class Service:
         file = settings.api_key_file
         #: Raises `SettingsError`. Without it everybody may in.
         self.keys = None if file is None else Keyring(file, log)
+        #: None if no traces are wanted; then OpenTelemetry is not even imported.
+        self.traces = _open_traces(settings)
         #: Whether models that are to be there from the start are still being loaded.
         self.starting = False
         #: Requests may come before they are; then whoever serves waits for `started`.
@@ -71,6 +74,11 @@ class Service:
         """Abort what still runs and stop the engine."""
         self.draining = self._closed = True
         await asyncio.to_thread(self.engine.close)
+
+    async def flush(self) -> None:
+        """Send what is left of the traces, when all requests have ended."""
+        if self.traces is not None:
+            await asyncio.to_thread(self.traces.close)
 
     async def shut_down(self) -> None:
         """Drain and close, unless that has happened."""
@@ -123,8 +131,25 @@ def _key(exchange: Exchange) -> dict[str, str]:
     return {"key": exchange.caller.name} if exchange.caller.name else {}
 
 
+def _open_traces(settings: ServerSettings) -> Traces | None:
+    if settings.traces == "none":
+        return None
+    try:
+        from gpt2serve.api.traces import Traces
+    except ModuleNotFoundError as error:
+        raise SettingsError(
+            f"traces {settings.traces} needs OpenTelemetry: pip install 'gpt2serve[otel]'."
+        ) from error
+    try:
+        return Traces(settings.traces)
+    except ValueError as error:
+        raise SettingsError(f"traces {settings.traces}: {error}") from error
+
+
 def _finish(log: Any, event: str, exchange: Exchange) -> None:
     error = exchange.error
+    if exchange.trace_id is not None:
+        log = log.bind(trace_id=exchange.trace_id)
     if error is None:
         log.info(event)
     elif isinstance(error, Gpt2ServeError) and not isinstance(error, StepFailed):

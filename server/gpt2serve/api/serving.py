@@ -53,7 +53,7 @@ async def serve(app: Litestar, service: Service, listener: socket.socket) -> Non
     Raises what the engine's start raised, if that failed.
     """
     service.opens_at_once = True
-    _forward_uvicorn_logs(service.log)
+    _forward_logs(service.log)
     config = uvicorn.Config(
         app,
         access_log=False,
@@ -149,7 +149,9 @@ def _url(listener: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def _forward_uvicorn_logs(log: Any) -> None:
-    logger = logging.getLogger("uvicorn")
-    logger.handlers = [ForwardHandler(log)]
-    logger.propagate = False
+def _forward_logs(log: Any) -> None:
+    """Into the one log, from libraries that have something to tell while they work."""
+    for name in ("uvicorn", "opentelemetry"):
+        logger = logging.getLogger(name)
+        logger.handlers = [ForwardHandler(log)]
+        logger.propagate = False
