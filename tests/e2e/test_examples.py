@@ -1,18 +1,21 @@
-"""The examples run as they are."""
+"""The examples run as they are; those that mount the routes in an app are in test_mounted.py."""
 
 from __future__ import annotations
 
 import json
-import socket
+import os
+import shutil
 import subprocess
 import sys
-import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import httpx
+from tests.conftest import SAMPLES
+from tests.e2e.server_support import Server
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
+NOTEBOOK = "notebook.ipynb"
 MODEL, PROMPT = "ronald-reagan", "My fellow Americans,"
 
 
@@ -28,38 +31,58 @@ def run(name: str, *arguments: str) -> str:
     return done.stdout
 
 
-def free_port() -> str:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        return str(taken.getsockname()[1])
-
-
-def wait_for(url: str, process: subprocess.Popen[Any]) -> None:
-    deadline = time.monotonic() + 20
-    while time.monotonic() < deadline:
-        assert process.poll() is None, "the server has ended"
-        try:
-            if httpx.get(url).status_code == 200:
-                return
-        except httpx.TransportError:
-            time.sleep(0.05)
-    raise AssertionError("the server did not start in time")
-
-
 def test_in_process(sample_store: Path) -> None:
     output = run("in_process.py", str(sample_store), MODEL, PROMPT)
     assert output.count(PROMPT) >= 4
 
 
-def test_mounted_and_http_client(sample_store: Path) -> None:
-    port = free_port()
-    command = [sys.executable, str(EXAMPLES / "mounted.py"), str(sample_store), port]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
-        try:
-            wait_for(f"http://127.0.0.1:{port}/gpt2/readyz", server)
-            assert "another app" in httpx.get(f"http://127.0.0.1:{port}/").text
-            models = httpx.get(f"http://127.0.0.1:{port}/gpt2/models").text
-            assert MODEL in [model["id"] for model in json.loads(models)["models"]]
-            output = run("http_client.py", f"http://127.0.0.1:{port}/gpt2", MODEL, PROMPT)
-            assert output.count(PROMPT) >= 4
-        finally:
-            server.terminate()
+def test_all_at_once(sample_store: Path) -> None:
+    lines = run("all_at_once.py", str(sample_store), PROMPT).splitlines()
+    assert [line.partition(": ")[0] for line in lines] == sorted(SAMPLES)
+    assert all(line.partition(": ")[2].startswith(PROMPT) for line in lines)
+
+
+def test_http_client(sample_store: Path, serve: Callable[..., Server]) -> None:
+    output = run("http_client.py", serve().url, MODEL, PROMPT)
+    assert output.count(PROMPT) >= 4
+
+
+def test_notebook(sample_store: Path, tmp_path: Path) -> None:
+    shutil.copy(EXAMPLES / NOTEBOOK, tmp_path)
+    environment = os.environ | {
+        "GPT2SERVE_STORE": str(sample_store),
+        # Nothing of whoever runs the tests, and nothing left behind.
+        "IPYTHONDIR": str(tmp_path / "ipython"),
+        "JUPYTER_CONFIG_DIR": str(tmp_path / "config"),
+        "JUPYTER_RUNTIME_DIR": str(tmp_path / "runtime"),
+    }
+    done = subprocess.run(
+        [*(sys.executable, "-m", "jupyter", "execute"), "--output=done.ipynb", NOTEBOOK],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    printed = {cell["id"]: text_printed(cell) for cell in cells(tmp_path / "done.ipynb")}
+    assert printed["generate"].count("My fellow citizens,") == 3
+    assert printed["stream"].startswith("My fellow citizens, ")
+    assert printed["again"] == "the same\n"
+
+
+def test_the_notebook_is_kept_without_what_it_printed() -> None:
+    for cell in cells(EXAMPLES / NOTEBOOK):
+        assert cell.get("outputs", []) == []
+        assert cell.get("execution_count") is None
+
+
+def cells(notebook: Path) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    return found
+
+
+def text_printed(cell: dict[str, Any]) -> str:
+    outputs = cell.get("outputs", [])
+    return "".join("".join(output.get("text", [])) for output in outputs)
