@@ -22,7 +22,9 @@ from prometheus_client.registry import Collector
 
 from gpt2serve.engine.observer import EngineStats, RequestSummary, StepKind
 
-CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
+#: Without its charset: litestar adds one to every text, and with two of them Prometheus 3 cannot
+#: read the header.
+CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4.partition("; charset=")[0]
 
 _PREFIX = "gpt2serve_"
 _OTHER = "other"

@@ -389,7 +389,7 @@ def test_metrics_count_requests_by_template_and_code() -> None:
     served.generate(model="a/b/c")
     served.request("GET", "/models/me/model/info")
     answer = served.request("GET", "/metrics")
-    assert answer.headers["content-type"].startswith("text/plain")
+    assert answer.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
     name = "gpt2serve_http_requests_total"
     assert f'{name}{{code="ok",route="/generate",status="200"}} 1.0' in answer.text
     assert f'{name}{{code="invalid_model_id",route="/generate",status="422"}} 1.0' in answer.text
