@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import random
-import shutil
 import statistics
 import string
 import tempfile
@@ -15,11 +14,26 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
+
 from gpt2serve import Engine
 from gpt2serve.engine.stores.backend import sort_key
 from gpt2serve.engine.stores.search import SearchIndex
-from gpt2serve.package import MANIFEST_FILE, ModelCard, encode_manifest
-from tests.unit.engine_support import manifest, write_package
+from gpt2serve.package import (
+    FORMAT_REVISION,
+    GRAPH_FILE,
+    MANIFEST_FILE,
+    TOKENIZER_FILE,
+    WEIGHTS_FILE,
+    Dimensions,
+    GenerationDefaults,
+    KVLayout,
+    Manifest,
+    ModelCard,
+    Source,
+    encode_manifest,
+    file_entry,
+)
 
 TIMES = 30
 #: What somebody types who looks for one of many, and what costs most.
@@ -75,18 +89,45 @@ def measure_index(count: int) -> None:
         print(f"  {name:40} {median:7.2f} ms (most {most:.2f})")
 
 
+def write_store(store: Path, cards: dict[str, ModelCard]) -> None:
+    """Packages that can be listed and described, though not loaded: their files are stubs."""
+    stubs = store / ".stubs"
+    stubs.mkdir()
+    names = (GRAPH_FILE, WEIGHTS_FILE, TOKENIZER_FILE)
+    for name in names:
+        (stubs / name).write_bytes(b"{}")
+    plain = Manifest(
+        format_revision=FORMAT_REVISION,
+        id="template",
+        target="cpu",
+        precision="int8",
+        source=Source(name="stub", sha256="0" * 64, exporter_version="0"),
+        dimensions=Dimensions(
+            vocab_size=2, context_length=8, layers=1, heads=1, head_size=2, inner_size=8
+        ),
+        bos_token_id=0,
+        eos_token_ids=(0,),
+        inputs=(),
+        outputs=(),
+        kv=KVLayout(),
+        generation_defaults=GenerationDefaults(),
+        card=ModelCard(),
+        bytes_needed=1,
+        files={name: file_entry(stubs / name) for name in names},
+    )
+    for model, card in cards.items():
+        package = store / model / "cpu-int8"
+        package.mkdir(parents=True)
+        for name in names:
+            (package / name).hardlink_to(stubs / name)
+        manifest = msgspec.structs.replace(plain, id=model, card=card)
+        (package / MANIFEST_FILE).write_bytes(encode_manifest(manifest))
+
+
 def measure_folder(count: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         store = Path(folder)
-        template = write_package(store, "template")
-        for model, card in made_up(count).items():
-            package = store / model / template.name
-            package.mkdir(parents=True)
-            for file in template.iterdir():
-                if file.name != MANIFEST_FILE:
-                    (package / file.name).hardlink_to(file)
-            (package / MANIFEST_FILE).write_bytes(encode_manifest(manifest(model, card=card)))
-        shutil.rmtree(store / "template")
+        write_store(store, made_up(count))
         begin = time.perf_counter()
         engine = Engine(store, store_refresh=3600.0)
         print(f"folder of {count:,} models: opened in {(time.perf_counter() - begin) * 1e3:.1f} ms")
