@@ -12,6 +12,7 @@ import string
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -85,7 +86,7 @@ def measure_index(count: int) -> None:
     took = time.perf_counter() - begin
     print(f"index of {len(keys):,} models: made in {took * 1e3:.0f} ms")
     for name, search in SEARCHES.items():
-        median, most = milliseconds(lambda search=search: index.find(search, limit=20))
+        median, most = milliseconds(partial(index.find, search, limit=20))
         print(f"  {name:40} {median:7.2f} ms (most {most:.2f})")
 
 
@@ -138,9 +139,7 @@ def measure_folder(count: int) -> None:
             engine._store._finder.join()
             print(f"  all cards read after {time.perf_counter() - begin:.1f} s")
             for name, search in SEARCHES.items():
-                median, most = milliseconds(
-                    lambda search=search: engine.list_models(search=search, limit=21)
-                )
+                median, most = milliseconds(partial(engine.list_models, search=search, limit=21))
                 print(f"  {name:40} {median:7.2f} ms (most {most:.2f})")
 
 
