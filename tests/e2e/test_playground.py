@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from gpt2serve.api.key_file import digest_of, new_key
 from tests.e2e.browser_support import Console, screenshot
 from tests.e2e.playground_support import (
     GREEDY_MODEL,
@@ -321,30 +322,34 @@ def test_a_server_that_goes_away(
     expect(site.problem).to_contain_text("The server cannot be reached")
 
 
-def test_a_key_is_asked_for_and_sent(site: Playground, console: Console) -> None:
+def test_a_key_is_asked_for_kept_and_never_shown(
+    page: Page,
+    console: Console,
+    serve: Callable[..., Server],
+    playground_store: Path,
+    tmp_path: Path,
+) -> None:
     console.expect(REFUSED)
-    given: list[str | None] = []
-
-    def guard(route: Route) -> None:
-        given.append(route.request.headers.get("authorization"))
-        if given[-1] == "Bearer open-sesame":
-            route.continue_()
-        else:
-            problem = {"title": "The API key is missing or wrong", "status": 401, "detail": ""}
-            route.fulfill(status=401, json=problem)
-
-    site.page.route("**/generate", guard)
-    site.open_model()
-    site.generate.click()
-    expect(site.problem).to_contain_text("The API key is missing or wrong")
-    key = site.page.get_by_label("Key")
+    secret = new_key()
+    keys = tmp_path / "keys"
+    keys.write_text(f"sha256:{digest_of(secret).hex()} reader rate=100\n")
+    site = Playground(page, serve("--api-key-file", str(keys), store=playground_store).url)
+    key = page.locator("#key")
+    site.open(model=MODEL)
+    expect(site.problem).to_contain_text("Enter an API key")
     expect(key).to_be_focused()
-    key.fill("open-sesame")
+    key.fill(secret)
+    key.press("Enter")
+    expect(site.name).to_have_text("George Washington")
+    expect(site.problem).to_be_hidden()
+    site.set("Most new tokens", "20")
     site.run()
-    assert given == [None, "Bearer open-sesame"]
-    snippet = site.page.get_by_role("tabpanel").inner_text()
-    assert "$API_KEY" in snippet
-    assert "open-sesame" not in site.page.locator("body").inner_text()
-    site.page.reload()
+    site.generate.click()  # the rate is used up
+    expect(site.problem).to_contain_text(re.compile(r"Try again in \d+ seconds?\."))
+    for tab in page.get_by_role("tab").all():
+        tab.click()
+        expect(page.get_by_role("tabpanel")).to_contain_text(re.compile("API_?KEY", re.IGNORECASE))
+    assert secret not in page.locator("body").inner_text() + page.url
+    page.reload()
     expect(site.name).to_be_visible()
-    expect(key).to_have_value("open-sesame")
+    expect(key).to_have_value(secret)

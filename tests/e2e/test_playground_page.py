@@ -56,6 +56,8 @@ def test_it_fits_and_can_be_read(site: Playground, size: ViewportSize, scheme: A
     assert site.fits()
     assert faint(site.page) == []
     screenshot(site.page, name)
+    site.cards.last.scroll_into_view_if_needed()
+    expect(site.page.locator("#notice")).to_be_in_viewport(ratio=1)
 
 
 def faint(page: Page) -> list[Any]:

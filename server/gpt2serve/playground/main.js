@@ -3,7 +3,7 @@
 import { apiKey, GENERATE_URL, server, setApiKey } from "./api.js";
 import { avatar } from "./avatar.js";
 import { byId, copy, element, setText } from "./dom.js";
-import { Picker, suggest } from "./picker.js";
+import { Picker, suggestion } from "./picker.js";
 import { Prediction, showPredictions, showTiming } from "./predictions.js";
 import { hideProblem, showProblem } from "./problem.js";
 import { Run } from "./run.js";
@@ -11,6 +11,7 @@ import { requestOf, showDefaults } from "./settings.js";
 import { LANGUAGES } from "./snippets.js";
 import { makeTabs } from "./tabs.js";
 
+const SUGGESTIONS = 6;
 const form = byId("form");
 const prompt = byId("prompt");
 const picker = new Picker({ onChoice: visit, onProblem: showProblem });
@@ -37,26 +38,20 @@ function remember({ model, prompt: text }) {
 }
 
 /** Makes the page what the address says. */
-async function followAddress() {
+function followAddress() {
   const query = new URLSearchParams(location.search);
-  const model = query.get("model");
   prompt.value = query.get("prompt") ?? prefilled;
-  if (model) {
-    await choose(model);
-  } else {
-    turnTo("");
-    hideModel();
-    byId("same").hidden = true;
-    await suggest(byId("suggestions"), visit).catch(showProblem);
-  }
+  choose(query.get("model") ?? "");
 }
 
+/** Shows the model, or some of those that there are. */
 async function choose(id) {
   const signal = turnTo(id);
   byId("suggestions").hidden = true;
   hideProblem();
   try {
-    showModel(await server.describeModel(id, signal));
+    if (id) showModel(await server.describeModel(id, signal));
+    else showSuggestions(await server.searchModels("", SUGGESTIONS, signal));
   } catch (error) {
     if (signal.aborted) return;
     hideModel();
@@ -74,8 +69,14 @@ function turnTo(id) {
   return describing.signal;
 }
 
+function showSuggestions({ models }) {
+  hideModel();
+  byId("suggestion-buttons").replaceChildren(...models.map((entry) => suggestion(entry, visit)));
+  byId("suggestions").hidden = models.length === 0;
+}
+
 function hideModel() {
-  byId("card").hidden = byId("examples").hidden = true;
+  byId("card").hidden = byId("examples").hidden = byId("same").hidden = true;
   document.title = "gpt2serve";
 }
 
@@ -163,6 +164,14 @@ function showSnippet() {
   } catch {} // while a number is half written, the last text stays
 }
 
+function useKey() {
+  const key = byId("key").value.trim();
+  if (key === apiKey()) return;
+  setApiKey(key);
+  showKey();
+  choose(picker.value); // what was refused without a key may be there now
+}
+
 function showKey() {
   setText(byId("key-set"), apiKey() ? "set" : "");
 }
@@ -176,11 +185,11 @@ prompt.addEventListener("keydown", (event) => {
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) form.requestSubmit();
 });
 byId("stop-button").addEventListener("click", () => run?.stop());
-byId("key").addEventListener("change", (event) => {
-  setApiKey(event.target.value.trim());
-  showKey();
-  showSnippet();
-  followAddress(); // what was refused without a key may be there now
+byId("key").addEventListener("change", useKey);
+byId("key").addEventListener("keydown", (event) => {
+  if (event.key !== "Enter") return;
+  event.preventDefault(); // a key is no request
+  useKey();
 });
 byId("copy-snippet").addEventListener("click", (event) => {
   copy(byId("snippet-text").textContent, event.currentTarget);

@@ -152,16 +152,10 @@ function option({ id, title, handle, picture }, index) {
   return made;
 }
 
-/** Buttons for the first few models, for a page that is opened without one. */
-export async function suggest(box, onChoice) {
-  const { models } = await server.searchModels("", 6, AbortSignal.timeout(20_000));
-  box.replaceChildren(
-    element("p", { className: "hint" }, "or one of these"),
-    ...models.map(({ id, title, picture }) => {
-      const button = element("button", { type: "button" }, avatar({ id, name: title, picture }), title || id);
-      button.addEventListener("click", () => onChoice(id));
-      return button;
-    }),
-  );
-  box.hidden = models.length === 0;
+/** A button that chooses the model, for readers who know no name. */
+export function suggestion({ id, title, picture }, onChoice) {
+  const face = avatar({ id, name: title, picture });
+  const button = element("button", { type: "button" }, face, title || id);
+  button.addEventListener("click", () => onChoice(id));
+  return button;
 }
