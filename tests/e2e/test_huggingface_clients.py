@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import shutil
 import signal
 import threading
@@ -164,6 +165,80 @@ def test_a_seed_from_the_details_gives_the_text_again(server: Server) -> None:
     assert again == first.generated_text
 
 
+ALL: dict[str, Any] = {
+    "best_of": 1,
+    "do_sample": True,
+    "frequency_penalty": 0.3,
+    "max_new_tokens": 12,
+    "repetition_penalty": 1.1,
+    "return_full_text": False,
+    "seed": 7,
+    "stop": ["|", "~"],
+    "temperature": 0.9,
+    "top_k": 40,
+    "top_n_tokens": 3,
+    "top_p": 0.95,
+    "truncate": 2,
+    "typical_p": 0.9,
+    "watermark": False,
+}
+
+
+@WAYS
+def test_all_that_can_be_wished_for_together(server: Server, way: str) -> None:
+    url = f"{server.url}/models/{OWNED}"
+    output = generate(url, way, **ALL, details=True)
+    assert output.generated_text == generate(url, way, **ALL)
+    assert output.generated_text == "".join(token.text for token in output.details.tokens)
+    tokens = [dict(token) for token in output.details.tokens]
+    tops = output.details.top_tokens  # which the library leaves as they came
+    for token, top in zip(tokens, tops, strict=True):
+        chances = [one["logprob"] for one in top]
+        assert chances == sorted(chances, reverse=True)
+        assert len({one["id"] for one in top}) == 3
+        assert token["logprob"] <= chances[0]
+        assert all(one["logprob"] == token["logprob"] for one in top if one["id"] == token["id"])
+    streamed = generate(url, way, **ALL, details=True, stream=True)
+    assert [dict(event.token) for event in streamed] == tokens
+    assert [[dict(top) for top in event.top_tokens] for event in streamed] == tops
+    assert streamed[-1].generated_text == output.generated_text
+    assert streamed[-1].details.input_length == 2
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"typical_p": 0.1}, {"frequency_penalty": 2.0}, {"repetition_penalty": 3.0}, {"truncate": 1}],
+    ids=lambda fields: "-".join(fields),
+)
+def test_what_our_own_route_does_not_take_has_an_effect(
+    server: Server, fields: dict[str, Any]
+) -> None:
+    url = f"{server.url}/models/{MODEL}"
+    wishes = {"max_new_tokens": 40, "seed": 7}
+    assert generate(url, "sync", **wishes) != generate(url, "sync", **wishes, **fields)
+
+
+@WAYS
+def test_a_text_that_the_model_ends(server: Server, way: str) -> None:
+    """End-of-text is a token like any other, but no text."""
+    url = f"{server.url}/models/{MODEL}"
+    ends = (
+        seed
+        for seed in range(100)
+        if own_answer(server, MODEL, seed=seed, temperature=0.8)["finish_reason"] == "eos"
+    )
+    fields = {"seed": next(ends), "temperature": 0.8, "details": True}
+    output = generate(url, way, **fields)
+    assert output.details.finish_reason == "eos_token"
+    *others, last = output.details.tokens
+    assert (last.special, {token.special for token in others}) == (True, {False})
+    assert len(others) + 1 == output.details.generated_tokens
+    assert PROMPT + "".join(token.text for token in (*others, last)) == output.generated_text
+    streamed = generate(url, way, **fields, stream=True)
+    assert [dict(event.token) for event in streamed] == [dict(token) for token in (*others, last)]
+    assert "<|endoftext|>" not in output.generated_text
+
+
 @WAYS
 def test_best_of(server: Server, way: str) -> None:
     url = f"{server.url}/models/{MODEL}"
@@ -197,7 +272,8 @@ def test_lists_of_prompts_and_sequences(server: Server) -> None:
 
 
 def test_endpoint_info(server: Server) -> None:
-    assert client(server, OWNED).get_endpoint_info()["id"]
+    info = client(server, MODEL).get_endpoint_info()
+    assert (info["id"], info["model_id"], info["max_total_tokens"]) == (MODEL, MODEL, 256)
     with pytest.raises(HfHubHTTPError):
         client(server, "nobody").get_endpoint_info()
 
@@ -248,6 +324,21 @@ def test_a_client_that_does_not_wait(serve: Callable[..., Server], store: Path) 
 
     eventually(lambda: state() == "resident")
     assert impatient.text_generation(PROMPT, max_new_tokens=1).startswith(PROMPT)
+
+
+def test_a_key_is_a_token(serve: Callable[..., Server], store: Path, tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    secret = "gpt2serve_of-nobody-else"
+    digest = hashlib.sha256(secret.encode()).hexdigest()
+    keys.write_text(f"sha256:{digest} me\n", encoding="utf-8")
+    server = serve("--api-key-file", str(keys), store=store)
+    for token in (None, "hf_wrong"):
+        with pytest.raises(HfHubHTTPError) as refused:
+            client(server, OWNED, token=token).text_generation(PROMPT, max_new_tokens=1)
+        assert refused.value.response.status_code == 401
+    known = client(server, OWNED, token=secret)
+    assert known.text_generation(PROMPT, max_new_tokens=1).startswith(PROMPT)
+    assert known.get_endpoint_info()["max_total_tokens"] == 256
 
 
 @WAYS

@@ -470,6 +470,9 @@ def test_schema_describes_it_all() -> None:
         )
         assert one == {"application/json", "text/event-stream"}
         assert (whole, stream) == ({"application/json"}, {"text/event-stream"})
+        events = document["paths"][paths[2]]["post"]["responses"]["200"]["content"]
+        data = events["text/event-stream"]["schema"]["properties"]["data"]
+        assert data["contentSchema"]["$ref"].endswith("/TextGenerationStreamOutput")
     for name in ("TextGenerationParameters", "PipelineParameters", "InferenceOptions"):
         fields = document["components"]["schemas"][name]["properties"]
         assert all(field.get("description") for field in fields.values()), name
