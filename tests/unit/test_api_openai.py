@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import re
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -426,3 +428,10 @@ def test_the_schema_tells_streams_and_errors() -> None:
         assert content["schema"]["$ref"].endswith("/ErrorBody")
     prompt = document["components"]["schemas"]["CompletionRequest"]["properties"]["prompt"]
     assert [kind["type"] for kind in prompt["oneOf"]] == ["string", "array", "array", "array"]
+
+
+def test_the_documentation_has_every_field() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "openai.md").read_text()
+    table = page.split("## `POST /v1/completions`")[1].split("\n\n")[2]
+    rows = [re.match(r"\| `(\w+)` \|", line) for line in table.splitlines()[2:]]
+    assert {row[1] for row in rows if row} == set(CompletionRequest.__struct_fields__)
