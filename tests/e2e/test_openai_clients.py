@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import math
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -243,6 +245,13 @@ def test_ignore_eos_goes_on(client: openai.OpenAI) -> None:
     assert going.choices[0].finish_reason == "length"
     assert going.usage is not None
     assert going.usage.completion_tokens == 5
+
+
+def test_the_example(url: str) -> None:
+    command = [sys.executable, str(ROOT / "examples" / "openai_client.py"), url, MODEL, PROMPT]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count(PROMPT) == 4
 
 
 # -- models and errors --------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from gpt2serve import errors
 from gpt2serve.api.openai.schemas import CompletionRequest
 from gpt2serve.engine.params import SamplingParams
 from gpt2serve.engine.stream import Delivery
-from tests.unit.api_support import RawClient, Served
+from tests.unit.api_support import Served
 from tests.unit.openai_support import (
     A_TIME,
     MINIMAL,
@@ -271,6 +270,12 @@ def test_the_engines_names_are_translated() -> None:
     assert message == "min_tokens: is too much"
 
 
+@pytest.mark.parametrize("model", ["nobody", "../etc"])
+def test_an_unknown_model_comes_before_fields_that_do_not_go_together(model: str) -> None:
+    answer = complete(served(), model=model, n=2, best_of=1)
+    assert_error(answer, 404, "invalid_request_error", "model_not_found", "model")
+
+
 def test_a_model_id_that_cannot_be_is_unknown() -> None:
     answer = complete(served(), model="../etc")
     assert_error(answer, 404, "invalid_request_error", "model_not_found", "model")
@@ -344,19 +349,6 @@ def test_echo_puts_the_prompt_first() -> None:
     (choice,) = choices(served(steps, Prepared("Once upon")), echo=True)
     assert choice["text"] == "Once upon a time."
     assert choice["logprobs"] is None
-
-
-def test_client_that_leaves_cancels() -> None:
-    server = served(held_from=1)
-
-    async def main() -> None:
-        client = RawClient(server.app, MINIMAL | {"stream": True}, "/v1/completions")
-        await client.until(lambda: bool(client.chunks))
-        await client.leave()
-
-    asyncio.run(main())
-    assert server.engine.cancelled > 0
-    assert server.log[0]["client_gone"] is True
 
 
 # -- models -----------------------------------------------------------------------------------

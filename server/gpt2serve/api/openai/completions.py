@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from typing import Any
 
@@ -13,7 +14,7 @@ from litestar.params import JSONBody
 
 from gpt2serve.api.bodies import strict_body
 from gpt2serve.api.exchange import Exchange
-from gpt2serve.api.generation import GENERATION, Running, begin
+from gpt2serve.api.generation import GENERATION, Ask, Running, begin
 from gpt2serve.api.openai.choices import choices_of
 from gpt2serve.api.openai.errors import openai_problems
 from gpt2serve.api.openai.schemas import Completion, CompletionRequest
@@ -22,6 +23,7 @@ from gpt2serve.api.openai.translation import asks_of, in_our_terms
 from gpt2serve.api.openapi import StreamingOperation
 from gpt2serve.api.service import Service
 from gpt2serve.errors import InvalidRequest
+from gpt2serve.package import check_model_id
 
 _ENCODER = msgspec.json.Encoder()
 
@@ -59,7 +61,7 @@ async def create_completion(
     service: NamedDependency[Service],
     exchange: NamedDependency[Exchange],
 ) -> Response[Any]:
-    asks = asks_of(data, service.engine.settings)
+    asks = await _asks(data, service, exchange)
     stream = bool(data.stream)
     try:
         running = await begin(request, service, exchange, data.model, asks, stream=stream)
@@ -72,6 +74,17 @@ async def create_completion(
         return await running.respond(CompletionFrames(head, data, running.prepared))
     answer = await _whole(head, data, running)
     return Response(_ENCODER.encode(answer), media_type="application/json")
+
+
+async def _asks(request: CompletionRequest, service: Service, exchange: Exchange) -> list[Ask]:
+    try:
+        return asks_of(request, service.engine.settings)
+    except InvalidRequest:
+        # As on all routes, a model that is not there comes before fields that do not go together.
+        exchange.model = check_model_id(request.model)
+        exchange.caller.check_model(exchange.model)
+        await asyncio.to_thread(service.engine.describe, exchange.model)
+        raise
 
 
 async def _whole(head: Completion, request: CompletionRequest, running: Running) -> Completion:
