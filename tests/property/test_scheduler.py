@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -20,10 +21,12 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from gpt2serve.engine import kv_cache
+from gpt2serve.engine.events import PromptToken, PromptTokens
 from gpt2serve.engine.kv_buffers import bytes_per_token
-from gpt2serve.engine.kv_cache import KVPool, KVShape, rectangle
+from gpt2serve.engine.kv_cache import KVPool, KVShape, rectangle, scored_together
 from gpt2serve.engine.request import Request, Sequence
-from gpt2serve.engine.scheduler import Decode, Plan, Prefill, PrefillChunk, Scheduler
+from gpt2serve.engine.scheduler import Decode, Plan, Prefill, PrefillChunk, Scheduler, Score
 from gpt2serve.engine.worker import ModelWorker
 from gpt2serve.errors import RequestAborted
 from tests.unit.engine_support import (
@@ -32,6 +35,7 @@ from tests.unit.engine_support import (
     FakeRunner,
     Recorder,
     alone,
+    fake_logits,
     make_request,
 )
 
@@ -41,23 +45,49 @@ CONTEXT = 64
 KV_TOKENS = 150  # less than BATCH * CONTEXT, so that room is often what is missing
 
 
+@pytest.fixture(autouse=True)
+def few_are_scored_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that scoring finds room, and takes several steps."""
+    monkeypatch.setattr(kv_cache, "MOST_SCORED", 3)
+
+
 def prompt(length: int, start: int) -> list[int]:
     return [1 + (start + 5 * n) % 27 for n in range(length)]
 
 
+def request_of(prompt_ids: list[int], **params: Any) -> Request:
+    if not params["max_tokens"]:
+        params["prompt_logprobs"] = True  # or nothing is asked for
+    return make_request(prompt_ids, **params)
+
+
 requests_strategy = st.builds(
-    make_request,
+    request_of,
     # Many short, some exactly a chunk or nearly so, some of many chunks.
     st.builds(prompt, st.sampled_from([1, 2, 3, 4, 7, 8, 9, 16, 20, 35]), st.integers(0, 26)),
     sequences=st.sampled_from([1, 1, 1, 2, 4]),
-    max_tokens=st.integers(1, 12),
+    max_tokens=st.integers(0, 12),
     seed=st.integers(0, 999),
     stop=st.sampled_from([(), (), ("a",), ("bc", "z")]),
     do_sample=st.booleans(),
     top_k=st.sampled_from([0, 3]),
     wants_tokens=st.booleans(),
     details=st.booleans(),
+    prompt_logprobs=st.sampled_from([False, False, True]),
+    top_logprobs=st.sampled_from([0, 0, 2]),
+    ignore_eos=st.booleans(),
+    logit_bias=st.sampled_from([{}, {}, {0: -100.0, 5: 3.0}]),
+    frequency_penalty=st.sampled_from([0.0, 0.0, 1.5]),
+    min_p=st.sampled_from([0.0, 0.0, 0.2]),
+    typical_p=st.sampled_from([1.0, 1.0, 0.5]),
 )
+
+
+def beside(request: Request) -> int:
+    """Prompts are read in whole chunks, and scored in slots of their own."""
+    whole = -(-request.prompt_length // CHUNK) * CHUNK
+    slots = scored_together(request.prompt_length, CHUNK) if request.params.prompt_logprobs else 0
+    return whole * (1 + slots)
 
 
 def fits_alone(request: Request) -> bool:
@@ -65,8 +95,16 @@ def fits_alone(request: Request) -> bool:
     needed = rectangle(
         [request.max_length] * len(request.sequences), context_length=CONTEXT, max_slots=BATCH
     )
-    extra = -(-request.prompt_length // CHUNK) * CHUNK  # prompts are read in whole chunks
+    extra = beside(request)
     return request.max_length <= CONTEXT and needed.slots * needed.length + extra <= KV_TOKENS
+
+
+def is_scored(request: Request) -> bool:
+    return request.params.prompt_logprobs
+
+
+def is_long(request: Request) -> bool:
+    return request.prompt_length > CHUNK or is_scored(request)
 
 
 class SchedulerMachine(RuleBasedStateMachine):
@@ -77,6 +115,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.cache: list[Sequence] = []
         self.added: list[Request] = []
         self.read: dict[Request, int] = {}
+        self.scored: dict[Request, int] = {}
         self.joined: list[Request] = []
         self.kinds: list[str] = []
         self.scheduler = Scheduler(
@@ -101,20 +140,15 @@ class SchedulerMachine(RuleBasedStateMachine):
             assert not self.scheduler.has_work
             return
         self._check_turns(plan, running)
-        if isinstance(plan, Decode):
-            assert running
-        elif isinstance(plan, Prefill):
-            self._check_prefill(plan)
-            for request in plan.requests:
-                assert request not in self.read
-                self.read[request] = request.prompt_length
-            for request in plan.requests:
-                self._join(request)
-        else:
-            self._check_chunk(plan)
-            self.read[plan.request] = plan.stop
-            if plan.last:
-                self._join(plan.request)
+        match plan:
+            case Decode():
+                assert running
+            case Prefill():
+                self._prefill(plan)
+            case PrefillChunk():
+                self._chunk(plan)
+            case Score():
+                self._score(plan)
 
     @precondition(lambda self: self.cache)
     @rule(data=st.data())
@@ -141,6 +175,26 @@ class SchedulerMachine(RuleBasedStateMachine):
             assert self.kinds[-1:] != ["prefill"], "a second prefill stalls those who run"
         self.kinds.append(kind)
 
+    def _prefill(self, plan: Prefill) -> None:
+        self._check_prefill(plan)
+        for request in plan.requests:
+            assert request not in self.read
+            self.read[request] = request.prompt_length
+        for request in plan.requests:
+            self._join(request)
+
+    def _chunk(self, plan: PrefillChunk) -> None:
+        self._check_chunk(plan)
+        self.read[plan.request] = plan.stop
+        if plan.last and (plan.request.prompt_length == 1 or not is_scored(plan.request)):
+            self._join(plan.request)
+
+    def _score(self, plan: Score) -> None:
+        self._check_score(plan)
+        self.scored[plan.request] = plan.stop
+        if plan.last:
+            self._join(plan.request)
+
     def _check_prefill(self, plan: Prefill) -> None:
         assert plan.requests
         longest = max(request.prompt_length for request in plan.requests)
@@ -151,12 +205,12 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert positions == sorted(positions)
         for request in self.scheduler.waiting:
             if self.added.index(request) < positions[-1]:
-                assert request.prompt_length > CHUNK
+                assert is_long(request)
                 assert self.scheduler.long is not None
 
     def _check_chunk(self, plan: PrefillChunk) -> None:
         request = plan.request
-        assert request.prompt_length > CHUNK
+        assert is_long(request)
         assert plan.start == self.read.get(request, 0), "a part was skipped, or is read twice"
         assert plan.start % CHUNK == 0
         assert plan.stop == min(plan.start + CHUNK, request.prompt_length)
@@ -164,6 +218,14 @@ class SchedulerMachine(RuleBasedStateMachine):
         for other in self.scheduler.waiting:
             if self.added.index(other) < self.added.index(request):
                 pytest.fail("a long prompt overtook another request")
+
+    def _check_score(self, plan: Score) -> None:
+        request = plan.request
+        assert is_scored(request)
+        assert self.read[request] == request.prompt_length, "scored before it was read"
+        assert plan.start == self.scored.get(request, 0), "a place was skipped, or scored twice"
+        assert plan.start < plan.stop <= plan.start + scored_together(request.prompt_length, CHUNK)
+        assert plan.last == (plan.stop == request.prompt_length - 1)
 
     def _join(self, request: Request) -> None:
         assert self.read[request] == request.prompt_length
@@ -193,7 +255,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert scheduler.running == self.cache
         assert len(self.cache) <= BATCH
         shape = scheduler.shape()
-        prompt = scheduler.long.prompt_length if scheduler.long else 0
+        prompt = beside(scheduler.long) if scheduler.long else 0
         assert shape.slots * shape.length + max(CHUNK, prompt) <= KV_TOKENS
         assert shape.slots >= len(self.cache)
         assert all(sequence.max_length <= shape.length for sequence in self.cache)
@@ -208,6 +270,19 @@ class SchedulerMachine(RuleBasedStateMachine):
                 self._leave([self.cache[0]])
         assert not self.scheduler.has_work
         assert set(self.added) <= set(self.joined), "somebody never joined"
+
+
+def check_scores(request: Request, scores: tuple[PromptToken, ...], salt: int) -> None:
+    """What the fake model says of each token after those before it, and no other."""
+    ids = request.prompt_ids
+    assert [token.id for token in scores] == ids
+    assert scores[0] == PromptToken(ids[0], None)
+    for n, token in enumerate(scores[1:], start=1):
+        logits = fake_logits(ids[:n], salt).astype(float)
+        logprobs = logits - np.log(np.exp(logits).sum())
+        assert token.logprob == pytest.approx(logprobs[token.id], abs=1e-5)
+        best = np.argsort(-logprobs, kind="stable")[: request.params.top_logprobs].tolist()
+        assert [top.id for top in token.top] == best
 
 
 class WorkerMachine(RuleBasedStateMachine):
@@ -283,6 +358,10 @@ class WorkerMachine(RuleBasedStateMachine):
             assert isinstance(stream.error, RequestAborted)
             return
         assert stream.error is None, f"{stream.error}: {stream.error.__cause__}"
+        scores = [e.tokens for e in stream.events if isinstance(e, PromptTokens)]
+        assert len(scores) == is_scored(request)
+        for tokens in scores:
+            check_scores(request, tokens, model)
         for index, (tokens, text, reason) in enumerate(alone(request, model)):
             sequence, generation = request.sequences[index], stream.generations[index]
             made = sequence.row.history[request.prompt_length :]

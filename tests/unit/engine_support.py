@@ -340,15 +340,14 @@ def alone(request: Request, salt: int = 0) -> list[tuple[list[int], str, str]]:
 def _continue(row: Any, request: Request, salt: int) -> tuple[list[int], str, str]:
     made: list[int] = []
     text = ""
-    while True:
+    while len(made) < request.params.max_tokens:
         token = int(BatchSampler([row]).sample(fake_logits(row.history, salt)[None])[0][0])
         row.history.append(token)
         made.append(token)
         text += token_bytes(token).decode()
-        if token == EOS:
+        if token == EOS and not request.params.ignore_eos:
             return made, clean_up(text), "eos"
         cuts = [text.find(stop) for stop in request.params.stop if stop in text]
         if cuts:
             return made, clean_up(text[: min(cuts)]), "stop"
-        if len(made) == request.params.max_tokens:
-            return made, clean_up(text), "length"
+    return made, clean_up(text), "length"

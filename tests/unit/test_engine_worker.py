@@ -8,11 +8,11 @@ import msgspec
 import numpy as np
 import pytest
 
-from gpt2serve.engine.events import Done, Generation, Token, TokenEvent
+from gpt2serve.engine.events import Done, Generation, PromptToken, PromptTokens, Token, TokenEvent
 from gpt2serve.engine.kv_cache import KVPool
 from gpt2serve.engine.request import Request
 from gpt2serve.engine.worker import ModelWorker
-from gpt2serve.errors import StepFailed
+from gpt2serve.errors import RequestAborted, StepFailed
 from tests.unit.engine_support import (
     DIMENSIONS,
     EOS,
@@ -192,6 +192,91 @@ def test_the_likeliest_tokens_beside_each(wants_tokens: bool) -> None:
     plain = [e.token for e in recorder(other).events if isinstance(e, TokenEvent)]
     assert plain
     assert all(token.top == () for token in plain)
+
+
+# -- prompts that are scored ------------------------------------------------------------------
+
+
+def events_of(kind: type, request: Request) -> list[Any]:
+    return [event for event in recorder(request).events if isinstance(event, kind)]
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 3, CHUNK, CHUNK + 1, 40])
+@pytest.mark.parametrize("max_tokens", [0, 1, 5])
+def test_every_token_of_the_prompt_is_scored_before_the_first_is_made(
+    tokens: int, max_tokens: int
+) -> None:
+    prompt = [(5 * n) % 29 for n in range(tokens)]
+    scored = ran(
+        prompt, max_tokens=max_tokens, prompt_logprobs=True, top_logprobs=2, wants_tokens=True
+    )
+    events = recorder(scored).events
+    assert isinstance(events[0], PromptTokens)
+    assert [event for event in events[1:] if isinstance(event, PromptTokens)] == []
+    assert [token.id for token in events[0].tokens] == prompt
+    assert events[0].tokens[0] == PromptToken(prompt[0], None)
+    for n, token in enumerate(events[0].tokens[1:], start=1):
+        logprobs = own(prompt[:n])
+        assert token.logprob == pytest.approx(logprobs[token.id], abs=1e-5)
+        assert [top.id for top in token.top] == np.argsort(-logprobs)[:2].tolist()
+    plain = ran(prompt, max_tokens=max_tokens or 1)
+    assert generated(scored) == generated(plain)[:max_tokens]
+
+
+def test_a_request_for_scores_only_ends_without_a_token() -> None:
+    request = ran(max_tokens=0, prompt_logprobs=True, sequences=3, return_full_text=True)
+    assert generated(request) == []
+    ends = events_of(Generation, request)
+    assert [(end.index, end.text, end.tokens) for end in ends] == [(n, "", 0) for n in range(3)]
+    (done,) = events_of(Done, request)
+    assert (done.usage.prompt_tokens, done.usage.completion_tokens) == (3, 0)
+    assert done.timing.decode_ms == 0.0
+
+
+def test_others_go_on_while_a_prompt_is_scored() -> None:
+    bench = Bench()
+    other = make_request(PROMPT, max_tokens=30, ignore_eos=True)
+    bench.worker.add(other)
+    assert bench.worker.step()
+    scored = make_request([5] * 40, max_tokens=0, prompt_logprobs=True)
+    bench.worker.add(scored)
+    while not scored.ended:
+        before = len(generated(other))
+        assert bench.worker.step()
+        assert bench.worker.step()
+        assert len(generated(other)) > before
+    assert not other.ended
+    bench.run()
+    assert generated(other) == generated(ran(max_tokens=30, ignore_eos=True))
+
+
+@pytest.mark.parametrize("steps", range(9))
+def test_a_request_that_leaves_while_it_is_scored_leaves_nothing(steps: int) -> None:
+    bench = Bench()
+    scored = make_request([5] * 40, max_tokens=3, prompt_logprobs=True)
+    bench.worker.add(scored)
+    for _ in range(steps):
+        assert bench.worker.step()
+    bench.worker.cancel(scored, RequestAborted("gone"))
+    assert bench.host.pool.used == 0
+    assert bench.worker._long_prompt is None
+    bench.run()
+    assert recorder(scored).ends == 1
+    other = make_request(PROMPT)
+    bench.run(other)
+    assert generated(other) == generated(ran())
+
+
+@pytest.mark.parametrize("step", range(1, 9))
+def test_a_step_that_fails_while_a_prompt_is_scored(step: int) -> None:
+    bench = Bench()
+    bench.runner.fail_at = {step}
+    scored, other = make_request([5] * 40, max_tokens=3, prompt_logprobs=True), make_request(PROMPT)
+    bench.run(scored)
+    assert isinstance(recorder(scored).error, StepFailed)
+    assert bench.worker._long_prompt is None
+    bench.run(other)
+    assert generated(other) == generated(ran())
 
 
 def test_what_was_not_asked_for_is_not_on_the_wire() -> None:

@@ -8,6 +8,7 @@ from typing import Protocol
 from gpt2serve.engine.kv_buffers import bytes_per_token
 from gpt2serve.engine.kv_cache import NOTHING, KVPool, KVShape, kv_tokens, resized, whole_chunks
 from gpt2serve.engine.memory import HostMemory
+from gpt2serve.engine.request import Request
 from gpt2serve.engine.runner import Batch, Runner
 
 
@@ -39,11 +40,11 @@ class BatchMemory:
         assert self._batch is not None  # noqa: S101
         return self._batch
 
-    def fits(self, shape: KVShape, prompt_tokens: int) -> bool:
-        """Whether the batch may have `shape` beside a prompt of that many tokens."""
+    def fits(self, shape: KVShape, beside: int) -> bool:
+        """Whether the batch may have `shape` beside prompts that take that many tokens."""
         if self._shared.kv_reserved_for not in (None, self._key):
             return False
-        return self._shared.pool.fits(self._key, self._bytes(shape, prompt_tokens))
+        return self._shared.pool.fits(self._key, self._bytes(shape, beside))
 
     def for_prompts(self, rows: int) -> Batch:
         """Room for prompts that are prefilled together and make up at most a chunk.
@@ -52,21 +53,22 @@ class BatchMemory:
         """
         return self._runner.new_batch(KVShape(rows, self._chunk // rows), self._shared.memory)
 
-    def for_long_prompt(self, tokens: int) -> Batch:
-        shape = KVShape(1, whole_chunks(tokens, self._chunk))
+    def for_long_prompt(self, request: Request) -> Batch:
+        length = whole_chunks(request.prompt_length, self._chunk)
+        shape = KVShape(request.prompt_room(self._chunk) // length, length)
         return self._runner.new_batch(shape, self._shared.memory)
 
-    def resize(self, needed: KVShape, long_tokens: int, live: list[int]) -> None:
+    def resize(self, needed: KVShape, beside: int, live: list[int]) -> None:
         """Let the batch have room for `needed`.
 
-        live: tokens that are to be kept, of each slot from the first on. long_tokens: of the
-        long prompt that is being prefilled. Raises `MemoryError` or `OSError`.
+        live: tokens that are to be kept, of each slot from the first on. beside: tokens that
+        the long prompt takes that is being read. Raises `MemoryError` or `OSError`.
         """
         current = self._batch.shape if self._batch is not None else NOTHING
         target = resized(current, needed)
-        if not self._hold(target, long_tokens):
+        if not self._hold(target, beside):
             target = needed  # keeping spare room is a courtesy, others may need it
-            if not self._hold(target, long_tokens):
+            if not self._hold(target, beside):
                 raise MemoryError("the KV cache is full")
         if target == current:
             return
@@ -76,7 +78,7 @@ class BatchMemory:
                 self._batch.kv.copy(before.kv, slot, [slot], tokens)
             before.release()
 
-    def give_back(self, needed: KVShape, long_tokens: int, live: list[int]) -> None:
+    def give_back(self, needed: KVShape, beside: int, live: list[int]) -> None:
         """Let go of what is not needed any more."""
         shared = self._shared
         if needed == NOTHING:
@@ -87,16 +89,16 @@ class BatchMemory:
         elif self._batch is not None and resized(self._batch.shape, needed) != self._batch.shape:
             # Without the memory for a smaller one the batch stays as it is.
             with contextlib.suppress(MemoryError, OSError):
-                self.resize(needed, long_tokens, live)
+                self.resize(needed, beside, live)
         shared.memory.trim(shared.pool.budget - shared.pool.used)
 
-    def _hold(self, shape: KVShape, long_tokens: int) -> bool:
+    def _hold(self, shape: KVShape, beside: int) -> bool:
         """Hold the KV cache for `shape`; what nobody uses makes room for it."""
         shared = self._shared
-        if not shared.pool.hold(self._key, self._bytes(shape, max(long_tokens, 1))):
+        if not shared.pool.hold(self._key, self._bytes(shape, max(beside, 1))):
             return False
         shared.memory.trim(shared.pool.budget - shared.pool.used)
         return True
 
-    def _bytes(self, shape: KVShape, prompt_tokens: int) -> int:
-        return self._token_bytes * kv_tokens(shape, prompt_tokens, self._chunk)
+    def _bytes(self, shape: KVShape, beside: int) -> int:
+        return self._token_bytes * kv_tokens(shape, beside, self._chunk)

@@ -18,7 +18,7 @@ from typing import Any, Self, TypeVar
 from gpt2serve.engine.core import EngineCore
 from gpt2serve.engine.events import Generation, GenerationResult, PromptTokens, TokenEvent
 from gpt2serve.engine.kv_buffers import bytes_per_token
-from gpt2serve.engine.kv_cache import kv_tokens, rectangle
+from gpt2serve.engine.kv_cache import kv_tokens, prompt_room, rectangle
 from gpt2serve.engine.messages import (
     Ask,
     Call,
@@ -397,7 +397,9 @@ class Engine:
             context_length=manifest.dimensions.context_length,
             max_slots=self.settings.max_batch_size,
         )
-        tokens = kv_tokens(shape, prompt, self.settings.prefill_chunk)
+        chunk = self.settings.prefill_chunk
+        beside = prompt_room(prompt, chunk, scored=params.prompt_logprobs)
+        tokens = kv_tokens(shape, beside, chunk)
         needed = tokens * bytes_per_token(manifest.dimensions, manifest.kv.dtype)
         if needed > self.settings.kv_cache_bytes:
             raise ModelTooLarge(

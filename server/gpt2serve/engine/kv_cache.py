@@ -52,9 +52,26 @@ def resized(current: KVShape, needed: KVShape) -> KVShape:
     return KVShape(side(current.slots, needed.slots), side(current.length, needed.length))
 
 
-def kv_tokens(shape: KVShape, prompt_tokens: int, chunk: int) -> int:
-    """Tokens that a batch of `shape` has room for, and a prompt that is read in whole chunks."""
-    return shape.slots * shape.length + whole_chunks(prompt_tokens, chunk)
+def kv_tokens(shape: KVShape, beside: int, chunk: int) -> int:
+    """Tokens that a batch of `shape` has room for, and prompts beside it, in whole chunks."""
+    return shape.slots * shape.length + whole_chunks(beside, chunk)
+
+
+#: Slots in which a prompt is scored have room for that many tokens together, about; more slots
+#: make a step cheaper for each, but with long prompts reading keys and values is what costs.
+SCORED_TOKENS = 2048
+MOST_SCORED = 16
+
+
+def scored_together(prompt_tokens: int, chunk: int) -> int:
+    """How many places of a prompt are scored in one step, each in a slot of its own."""
+    return max(2, min(SCORED_TOKENS // whole_chunks(prompt_tokens, chunk), MOST_SCORED))
+
+
+def prompt_room(prompt_tokens: int, chunk: int, *, scored: bool) -> int:
+    """Tokens of KV cache that a prompt takes beside the batch while it is being read."""
+    slots = 1 + scored_together(prompt_tokens, chunk) if scored else 1
+    return slots * whole_chunks(prompt_tokens, chunk)
 
 
 def whole_chunks(tokens: int, chunk: int) -> int:

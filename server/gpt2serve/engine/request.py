@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from gpt2serve.engine.events import FinishReason, Timing, Token
+from gpt2serve.engine.kv_cache import prompt_room
 from gpt2serve.engine.params import ResolvedParams, SamplingParams
 from gpt2serve.engine.prompts import Prompt
 from gpt2serve.engine.randomness import sequence_seed
@@ -113,6 +114,10 @@ class Request:
     def max_length(self) -> int:
         """Tokens of each sequence at its end, at most."""
         return self.prompt_length + self.params.max_tokens
+
+    def prompt_room(self, chunk: int) -> int:
+        """Tokens of KV cache that the prompt takes beside the batch while it is being read."""
+        return prompt_room(self.prompt_length, chunk, scored=self.params.prompt_logprobs)
 
     @property
     def tokens_used(self) -> int:

@@ -2,13 +2,15 @@
 
     waiting --Prefill--------------------> running --finish--> gone
             --PrefillChunk ... (long) ---/
+                     (Score ...) -------/
 
 Requests of one owner join in the order in which they came, as soon as there are slots and KV
 cache for them at their greatest length; of several owners, the one who has had the least
 computing time comes first, and all take turns. Prompts that fit into one chunk are prefilled
 together, padded to the longest; a longer one goes chunk by chunk, and only one at a time.
 While sequences are running, every second step is a decode step, so that no prompt stalls
-them for more than one chunk; short prompts and chunks of a long one take turns.
+them for more than one chunk; short prompts and chunks of a long one take turns. A prompt that
+is to be scored goes the way of long ones, however long it is, and is scored in steps after that.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
-from gpt2serve.engine.kv_cache import KVShape, rectangle
+from gpt2serve.engine.kv_cache import KVShape, rectangle, scored_together
 from gpt2serve.engine.request import Request, Sequence
 from gpt2serve.engine.shares import OF_A_BATCH, leaves_room
 
@@ -31,7 +33,7 @@ class Prefill:
 
 @dataclass(frozen=True, slots=True)
 class PrefillChunk:
-    """Run tokens [start, stop) of one long prompt. `last` says that the prompt is then done."""
+    """Run tokens [start, stop) of one long prompt. `last` says that it is then read."""
 
     request: Request
     start: int
@@ -43,11 +45,24 @@ class PrefillChunk:
 
 
 @dataclass(frozen=True, slots=True)
+class Score:
+    """Score the tokens after those at [start, stop) of the long prompt, which has been read."""
+
+    request: Request
+    start: int
+    stop: int
+
+    @property
+    def last(self) -> bool:
+        return self.stop == self.request.prompt_length - 1
+
+
+@dataclass(frozen=True, slots=True)
 class Decode:
     """One token more for every running sequence."""
 
 
-Plan = Prefill | PrefillChunk | Decode
+Plan = Prefill | PrefillChunk | Score | Decode
 
 
 class Scheduler:
@@ -62,14 +77,16 @@ class Scheduler:
         kv_fits: Callable[[KVShape, int], bool],
         seconds: Callable[[str], float] = lambda _: 0.0,
     ) -> None:
-        """`kv_fits(shape, extra_tokens)`: whether the KV cache may have that size.
+        """`kv_fits(shape, beside)`: whether the KV cache may have that size, in tokens.
 
         `seconds(owner)`: of computing, that the owner has had.
         """
         self.waiting: deque[Request] = deque()
         self.running: list[Sequence] = []
         self.long: Request | None = None
+        #: Tokens of it that were read, and places that were scored.
         self.long_done = 0
+        self.long_scored = 0
         self._max_batch_size = max_batch_size
         self._chunk = prefill_chunk
         self._context_length = context_length
@@ -221,20 +238,25 @@ class Scheduler:
         return not leaves_room(has, len(request.sequences), free, OF_A_BATCH)
 
     def _is_long(self, request: Request) -> bool:
-        return request.prompt_length > self._chunk
+        return request.prompt_length > self._chunk or request.params.prompt_logprobs
 
     def _begin_long(self, line: list[Request]) -> None:
         if self._fit([line[0]]):
             self.long = line.pop(0)
-            self.long_done = 0
+            self.long_done = self.long_scored = 0
             self.waiting.remove(self.long)
 
-    def _next_chunk(self) -> PrefillChunk:
+    def _next_chunk(self) -> PrefillChunk | Score:
         assert self.long is not None  # noqa: S101
-        start = self.long_done
-        self.long_done = min(start + self._chunk, self.long.prompt_length)
+        tokens = self.long.prompt_length
         self._chunk_next = False
-        return PrefillChunk(self.long, start, self.long_done)
+        if self.long_done < tokens:
+            start = self.long_done
+            self.long_done = min(start + self._chunk, tokens)
+            return PrefillChunk(self.long, start, self.long_done)
+        start = self.long_scored
+        self.long_scored = min(start + scored_together(tokens, self._chunk), tokens - 1)
+        return Score(self.long, start, self.long_scored)
 
     def _take_short(self, line: list[Request]) -> list[Request]:
         """The next short prompts that fit together into one chunk; they leave the queue.
@@ -268,5 +290,5 @@ class Scheduler:
         if slots > self._max_batch_size:
             return False
         prompts = [*joining, self.long] if self.long is not None else joining
-        longest = max(request.prompt_length for request in prompts)
-        return self._kv_fits(self.shape(joining), max(self._chunk, longest))
+        beside = max(request.prompt_room(self._chunk) for request in prompts)
+        return self._kv_fits(self.shape(joining), beside)

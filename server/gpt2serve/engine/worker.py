@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Protocol
@@ -11,29 +11,24 @@ from typing import Protocol
 import numpy as np
 
 from gpt2serve.engine.batch_memory import BatchMemory, Shared
-from gpt2serve.engine.events import Done, FinishReason, Generation, Token, TokenEvent, Usage
-from gpt2serve.engine.likeliest import Top
+from gpt2serve.engine.events import PromptTokens
+from gpt2serve.engine.long_prompt import LongPrompt
 from gpt2serve.engine.messages import settle
 from gpt2serve.engine.observer import Observer, StepKind
+from gpt2serve.engine.progress import Progress, Told
 from gpt2serve.engine.request import Request, Sequence
 from gpt2serve.engine.runner import Batch, Floats, Runner
 from gpt2serve.engine.sampling import NO_TOKEN, BatchSampler
-from gpt2serve.engine.scheduler import Decode, Plan, Prefill, PrefillChunk, Scheduler
+from gpt2serve.engine.scheduler import Decode, Plan, Prefill, PrefillChunk, Scheduler, Score
 from gpt2serve.engine.shares import Shares
-from gpt2serve.engine.stream import Outbox
 from gpt2serve.errors import Gpt2ServeError, StepFailed
 
 
-class Host(Shared, Protocol):
+class Host(Shared, Told, Protocol):
     """What a worker needs from the engine that it works in."""
 
-    outbox: Outbox
     observer: Observer
-    clock: Callable[[], float]
     shares: Shares
-
-    def request_ended(self, request: Request, error: Gpt2ServeError | None) -> None:
-        """Called exactly once for each request that was added to the worker."""
 
 
 @dataclass(slots=True)
@@ -63,6 +58,7 @@ class ModelWorker:
         self._host = host
         manifest = runner.manifest
         self._memory = BatchMemory(key, runner, host, prefill_chunk)
+        self._progress = Progress(host, manifest.version)
         self.scheduler = Scheduler(
             max_batch_size=max_batch_size,
             prefill_chunk=prefill_chunk,
@@ -76,7 +72,8 @@ class ModelWorker:
         self.when_packed: list[Future[None]] = []
         self._unpacked_steps = 0
         self._has_run = False
-        self._long_prompt: Batch | None = None
+        self._chunk = prefill_chunk
+        self._long_prompt: LongPrompt | None = None
         self._sampler: BatchSampler | None = None
 
     @property
@@ -162,7 +159,7 @@ class ModelWorker:
                 return list(dict.fromkeys(s.request for s in self.scheduler.running))
             case Prefill(requests):
                 return requests
-            case PrefillChunk(request):
+            case PrefillChunk(request) | Score(request):
                 return [request]
 
     def _owners(self, plan: Plan, concerned: list[Request]) -> Counter[str]:
@@ -179,6 +176,8 @@ class ModelWorker:
                 return self._prefill(requests, now)
             case PrefillChunk():
                 return self._prefill_chunk(plan, now)
+            case Score():
+                return self._score(plan)
 
     def _decode(self) -> StepOutput:
         running = self.scheduler.running
@@ -201,17 +200,42 @@ class ModelWorker:
             request.begin(now)
             # Room for all of it is taken now, so that none is missing at the last chunk.
             self._resize(live=len(self.scheduler.running))
-            self._long_prompt = self._memory.for_long_prompt(request.prompt_length)
-        assert self._long_prompt is not None  # noqa: S101
-        tokens = request.prompt_ids[chunk.start : chunk.stop]
-        logits = self.runner.prefill(self._long_prompt, [tokens], chunk.start)
-        if not chunk.last:
-            return None
-        prompt, self._long_prompt = self._long_prompt, None
-        return self._join([request], prompt, logits)
+            batch = self._memory.for_long_prompt(request)
+            self._long_prompt = LongPrompt(request, self.runner, batch)
+        self._long.read(chunk.start, chunk.stop)
+        to_score = request.params.prompt_logprobs and request.prompt_length > 1
+        return self._long_prompt_done() if chunk.last and not to_score else None
 
-    def _join(self, requests: list[Request], prompts: Batch, logits: Floats) -> StepOutput:
-        """Copy the KV rows of each prompt to a slot for each of its request's sequences."""
+    def _score(self, plan: Score) -> StepOutput | None:
+        self._unpacked_steps += not self.runner.packed
+        self._long.score(plan.start, plan.stop)
+        return self._long_prompt_done() if plan.last else None
+
+    @property
+    def _long(self) -> LongPrompt:
+        assert self._long_prompt is not None  # noqa: S101
+        return self._long_prompt
+
+    def _long_prompt_done(self) -> StepOutput | None:
+        """Its sequences run from now on, if they are to get any token."""
+        prompt, self._long_prompt = self._long, None
+        request = prompt.request
+        if request.params.prompt_logprobs:
+            self._host.outbox.add(request.stream, PromptTokens(tuple(prompt.scores)))
+        if request.params.max_tokens > 0:
+            return self._join([request], prompt.batch, prompt.logits, prompt.slot)
+        prompt.release()
+        self.scheduler.drop(request)
+        self._progress.finish_without_tokens(request)
+        return None
+
+    def _join(
+        self, requests: list[Request], prompts: Batch, logits: Floats, first: int = 0
+    ) -> StepOutput:
+        """Copy each prompt's KV rows to a slot for each of its request's sequences.
+
+        The prompts are in the slots of `prompts` from `first` on.
+        """
         live = len(self.scheduler.running)
         slots = [self.scheduler.join(request) for request in requests]
         self._sampler = None
@@ -221,7 +245,8 @@ class ModelWorker:
             del self.scheduler.running[live:]  # they have no slots that could be moved
             raise
         for row, request in enumerate(requests):
-            self._memory.batch.kv.copy(prompts.kv, row, slots[row], request.prompt_length)
+            kv = self._memory.batch.kv
+            kv.copy(prompts.kv, first + row, slots[row], request.prompt_length)
         sequences = [sequence for request in requests for sequence in request.sequences]
         copies = [len(request.sequences) for request in requests]
         output = StepOutput(sequences, np.repeat(logits, copies, axis=0), joined=True)
@@ -249,55 +274,7 @@ class ModelWorker:
                 continue
             if sequence.request.times.first_token is None:
                 sequence.request.times.first_token = now
-            self._advance(sequence, token, logprob, top, now)
-
-    def _advance(
-        self, sequence: Sequence, token: int, logprob: float, top: Top, now: float
-    ) -> None:
-        """Append a token and tell the owner."""
-        request = sequence.request
-        sequence.row.history.append(token)
-        request.completion_tokens += 1
-        piecewise = request.wants_tokens or request.params.details or request.params.stop
-        piece = sequence.text.push([token]) if piecewise else ""
-        reason = _finish_reason(sequence, token, now)
-        if reason is not None:
-            if not piecewise:
-                sequence.text.push(sequence.row.history[sequence.row.prompt_length :])
-            piece += sequence.text.finish()
-        if request.wants_tokens or request.params.details:
-            made = Token(token, piece, logprob, top)
-            if request.wants_tokens:
-                self._host.outbox.add(request.stream, TokenEvent(sequence.index, made))
-            if request.params.details:
-                sequence.details.append(made)
-        if reason is not None:
-            self._finish(sequence, reason)
-
-    def _finish(self, sequence: Sequence, reason: FinishReason) -> None:
-        request = sequence.request
-        sequence.finish_reason = reason
-        params = request.params
-        generation = Generation(
-            index=sequence.index,
-            text=(request.prompt if params.return_full_text else "") + sequence.text.text,
-            finish_reason=reason,
-            tokens=sequence.tokens,
-            seed=sequence.row.seed,
-            details=tuple(sequence.details) if params.details else None,
-        )
-        self._host.outbox.add(request.stream, generation)
-        if not request.unfinished:
-            usage = Usage(
-                prompt_tokens=request.prompt_length, completion_tokens=request.completion_tokens
-            )
-            request.times.ended = self._host.clock()
-            timing = request.times.timing(request.times.ended)
-            version = self.runner.manifest.version
-            done = Done(model_version=version, usage=usage, timing=timing)
-            self._host.outbox.add(request.stream, done)
-            request.ended = True
-            self._host.request_ended(request, None)
+            self._progress.advance(sequence, token, logprob, top, now)
 
     def _leave(self, sequences: Collection[Sequence]) -> None:
         """Take sequences out of the batch; the KV cache follows those that fill their slots."""
@@ -325,26 +302,16 @@ class ModelWorker:
 
     def _resize(self, *, live: int) -> None:
         """Let the batch have room for all that run; the first `live` slots keep their tokens."""
-        self._memory.resize(self.scheduler.shape(), self._long_tokens(), self._in_cache(live))
+        self._memory.resize(self.scheduler.shape(), self._beside(), self._in_cache(live))
 
     def _give_back_memory(self) -> None:
         live = self._in_cache(len(self.scheduler.running))
-        self._memory.give_back(self.scheduler.shape(), self._long_tokens(), live)
+        self._memory.give_back(self.scheduler.shape(), self._beside(), live)
 
-    def _long_tokens(self) -> int:
-        return self.scheduler.long.prompt_length if self.scheduler.long else 0
+    def _beside(self) -> int:
+        """Tokens that the long prompt takes beside the batch."""
+        return self.scheduler.long.prompt_room(self._chunk) if self.scheduler.long else 0
 
     def _in_cache(self, slots: int) -> list[int]:
         """Tokens in the cache of each slot; the newest one is not there yet."""
         return [sequence.length - 1 for sequence in self.scheduler.running[:slots]]
-
-
-def _finish_reason(sequence: Sequence, token: int, now: float) -> FinishReason | None:
-    """Whether the sequence ends with `token`, which it has just got."""
-    if token in sequence.row.eos_token_ids:
-        return "eos"
-    if sequence.text.stopped:
-        return "stop"
-    request = sequence.request
-    full = sequence.tokens >= request.params.max_tokens or now >= request.deadline
-    return "length" if full else None
