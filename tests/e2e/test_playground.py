@@ -284,6 +284,14 @@ def test_a_model_that_is_not_there(site: Playground, console: Console) -> None:
     expect(site.cards).to_have_count(0)
 
 
+def test_a_model_that_is_no_id(site: Playground, console: Console) -> None:
+    console.expect(REFUSED)
+    with site.page.expect_response("**/info") as found:
+        site.open(model="../models?limit=1#")
+    assert urlsplit(found.value.url).path.endswith("models%3Flimit%3D1%23/info")
+    expect(site.problem).to_be_visible()
+
+
 def test_no_model_at_all(site: Playground) -> None:
     site.open()
     site.generate.click()

@@ -32,7 +32,8 @@ export class Client {
   }
 
   async describeModel(id, signal) {
-    return (await this.#call(`models/${id}/info`, { signal })).json();
+    const parts = id.split("/").map(encodeURIComponent);
+    return (await this.#call(`models/${parts.join("/")}/info`, { signal })).json();
   }
 
   /**

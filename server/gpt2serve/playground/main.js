@@ -140,8 +140,9 @@ async function start(request, predictions, onRefused = () => {}) {
   try {
     await started.finished();
   } catch (error) {
+    if (run !== started) return;
     if (!started.hasBegun) onRefused();
-    if (run === started) showProblem(error);
+    showProblem(error);
   } finally {
     if (run === started) showRunning(false);
   }

@@ -57,7 +57,7 @@ export class Picker {
       Escape: () => this.#leave(),
     };
     const act = keys[event.key];
-    if (!act || event.altKey || event.ctrlKey || event.metaKey) return;
+    if (!act || event.altKey || event.ctrlKey || event.metaKey || event.isComposing) return;
     event.preventDefault();
     act();
   }
