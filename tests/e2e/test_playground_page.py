@@ -23,7 +23,7 @@ from tests.e2e.playground_support import (
     expect,
     generated,
 )
-from tests.e2e.test_examples import EXAMPLES, free_port, wait_for
+from tests.e2e.test_mounted import Host
 
 if TYPE_CHECKING:
     from playwright.sync_api import BrowserContext, Page, ViewportSize
@@ -259,17 +259,13 @@ def test_events_that_are_cut_anywhere(site: Playground) -> None:
 
 
 def test_below_another_path(page: Page, sample_store: Path) -> None:
-    port = free_port()
-    command = [sys.executable, str(EXAMPLES / "mounted.py"), str(sample_store), port]
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    with subprocess.Popen(command, **quiet) as server:
-        try:
-            url = f"http://127.0.0.1:{port}/gpt2"
-            wait_for(f"{url}/readyz", server)
-            site = Playground(page, url)
-            site.open_model(MODEL, prompt=PROMPT)
-            site.set("Seed", "5")
-            assert site.run() == generated(url, PROMPT, seed=5, num_return_sequences=5)
-            expect(page.get_by_role("tabpanel")).to_contain_text(f"{url}/generate")
-        finally:
-            server.terminate()
+    host = Host("mounted", sample_store)
+    try:
+        url = f"{host.url}/gpt2"
+        site = Playground(page, url)
+        site.open_model(MODEL, prompt=PROMPT)
+        site.set("Seed", "5")
+        assert site.run() == generated(url, PROMPT, seed=5, num_return_sequences=5)
+        expect(page.get_by_role("tabpanel")).to_contain_text(f"{url}/generate")
+    finally:
+        host.close()
