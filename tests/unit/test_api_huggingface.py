@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,6 +12,7 @@ import httpx
 import pytest
 
 from gpt2serve import errors
+from gpt2serve.api.huggingface.schemas import InferenceOptions, PipelineParameters
 from gpt2serve.engine.events import (
     Event,
     Generation,
@@ -216,6 +219,8 @@ def test_best_of_returns_what_is_likeliest_by_token() -> None:
     del fields["details"]
     (only,) = told(ask(ONE, server, parameters=fields))
     assert only == {"generated_text": "long"}
+    two = told(ask(ONE, server, parameters=fields | {"num_return_sequences": 2}))
+    assert two == [{"generated_text": "long"}, {"generated_text": "short"}]
 
 
 def test_headers_tell_what_it_took() -> None:
@@ -304,6 +309,7 @@ def test_an_error_in_a_stream_is_an_event(error: Exception, error_type: str) -> 
 def test_what_has_no_place_in_a_stream_is_refused(field: str, fields: dict[str, Any]) -> None:
     answer = ask(ONE, **fields, stream=True)
     assert refused(answer, 422, "validation").startswith(f"{field}: ")
+    refused(ask("/models/nobody", **fields, stream=True), 404, None)
 
 
 # -- errors -----------------------------------------------------------------------------------
@@ -362,11 +368,22 @@ def test_a_body_that_is_too_large_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("engines", "name"), [("prompt", "inputs"), ("top_logprobs", "top_n_tokens"), ("seed", "seed")]
+    ("engines", "parameters", "name"),
+    [
+        ("prompt", {}, "inputs"),
+        ("top_logprobs", {}, "top_n_tokens"),
+        ("seed", {}, "seed"),
+        ("num_return_sequences", {}, "num_return_sequences"),
+        ("num_return_sequences", {"best_of": 2}, "best_of"),
+        ("num_return_sequences", {"num_return_sequences": 3, "best_of": 2}, "num_return_sequences"),
+    ],
 )
-def test_fields_have_the_names_that_clients_know(engines: str, name: str) -> None:
-    answer = ask(ONE, Served(Engine(fails=errors.InvalidRequest(engines, "is too long"))))
-    assert refused(answer, 422, "validation") == f"{name}: is too long"
+def test_fields_have_the_names_that_clients_know(
+    engines: str, parameters: dict[str, int], name: str
+) -> None:
+    server = Served(Engine(fails=errors.InvalidRequest(engines, "is too large")))
+    answer = ask(ONE, server, parameters=parameters)
+    assert refused(answer, 422, "validation") == f"{name}: is too large"
 
 
 # -- waiting for a model ----------------------------------------------------------------------
@@ -440,6 +457,17 @@ def test_a_server_that_shuts_down_loads_nothing() -> None:
     server.app.state["gpt2serve"].draining = True
     assert "shutting down" in refused(ask(ONE, server, **DO_NOT_WAIT), 503, None)
     assert loads(server) == []
+
+
+def test_the_documentation_has_every_field() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "huggingface.md").read_text(encoding="utf-8")
+    part = page.split("## Parameters")[1].split("\n## ")[0]
+    rows = [line.split("|")[1] for line in part.splitlines() if line.startswith("| `")]
+    assert sorted(re.findall(r"`(\w+)`", " ".join(rows))) == sorted(
+        PipelineParameters.__struct_fields__
+    )
+    options = re.findall(r"^- `(\w+)`", part, re.MULTILINE)
+    assert options == list(InferenceOptions.__struct_fields__)
 
 
 # -- what an operator and a reader of /schema see -----------------------------------------------

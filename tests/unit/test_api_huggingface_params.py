@@ -126,7 +126,15 @@ def test_best_of_needs_the_probabilities() -> None:
     params = TextGenerationParameters(best_of=3, do_sample=True)
     wish = tgi_wish(params)
     assert (wish.params.num_return_sequences, wish.params.details) == (3, True)
-    assert (wish.best_of, wish.details) == (3, False)
+    assert (wish.best_of, wish.texts, wish.details) == (3, 1, False)
+
+
+@pytest.mark.parametrize(("best_of", "texts", "drawn"), [(3, 2, 3), (2, 3, 3), (None, 3, 3)])
+def test_best_of_draws_at_least_what_is_returned(
+    best_of: int | None, texts: int, drawn: int
+) -> None:
+    wish = inference_wish(PipelineParameters(best_of=best_of, num_return_sequences=texts))
+    assert (wish.params.num_return_sequences, wish.texts) == (drawn, texts)
 
 
 WRONG: dict[str, list[Any]] = {
@@ -194,9 +202,6 @@ def test_tgi_knows_no_fields_of_the_pipeline(field: str, server: Served) -> None
         (ONE, {"inputs": "x", "stream": "yes"}, "stream"),
         (ONE, {"inputs": "x", "options": {"wait_for_model": 1}}, "wait_for_model"),
         (ONE, {"inputs": "x", "options": {"use_gpu": True}}, "use_gpu"),
-        (ONE, {"inputs": "x", "parameters": {"best_of": 2, "do_sample": False}}, "best_of"),
-        (ONE, {"inputs": "x", "parameters": {"best_of": 2, "num_return_sequences": 2}}, "best_of"),
-        (GENERATE, {"inputs": "x", "parameters": {"best_of": 2}}, "best_of"),
     ],
 )
 def test_wrong_bodies(at: str, body: Any, field: str, server: Served) -> None:

@@ -51,8 +51,6 @@ _KINDS: dict[str, tuple[int, ErrorType]] = {
     "generation_failed": (424, "generation"),
     "aborted": (500, "incomplete_generation"),
 }
-#: The engine's names of what the clients know under another name.
-_NAMES = {"prompt": "inputs", "top_logprobs": "top_n_tokens"}
 
 
 def error_of(problem: Problem, otherwise: ErrorType | UnsetType = UNSET) -> HuggingFaceError:
@@ -70,11 +68,8 @@ def _render(problem: Problem, error: Exception) -> tuple[int, HuggingFaceError]:
 
 
 def _sentence(problem: Problem) -> str:
-    """What is wrong, with the field's name as the client wrote it."""
-    if problem.field is UNSET or not problem.detail.startswith(f"{problem.field}: "):
-        return problem.detail
-    name = problem.field.removeprefix("parameters.").removeprefix("options.")
-    return _NAMES.get(name, name) + problem.detail[len(problem.field) :]
+    """What is wrong; a field without what it is in, as Text Generation Inference names it."""
+    return problem.detail.removeprefix("parameters.").removeprefix("options.")
 
 
 hugging_face_response = error_handler(_render)

@@ -16,11 +16,11 @@ from gpt2serve.api.generation import Ask, Running, begin
 from gpt2serve.api.huggingface.errors import ModelLoading
 from gpt2serve.api.huggingface.headers import first_headers, last_headers
 from gpt2serve.api.huggingface.outputs import TextGenerationOutput, outputs_of
-from gpt2serve.api.huggingface.params import Wish, check_streamable
+from gpt2serve.api.huggingface.params import Wish, in_their_terms, one_prompt
 from gpt2serve.api.huggingface.streaming import TextGenerationFrames
 from gpt2serve.api.service import Service
 from gpt2serve.engine.status import ModelStatus
-from gpt2serve.errors import EngineClosed, RequestAborted
+from gpt2serve.errors import EngineClosed, InvalidRequest, RequestAborted
 
 #: What a load takes at most, mostly; and bytes a second of a store at a URL, for a guess.
 _LOAD_SECONDS = 1.0
@@ -36,6 +36,8 @@ class Call:
     exchange: Exchange
     model: str
     wish: Wish
+    #: Whether the answer waits for a model that is not in memory.
+    waits: bool = True
 
     async def texts(
         self, prompts: Sequence[str]
@@ -54,19 +56,38 @@ class Call:
         )
         return outputs, headers
 
-    async def stream(self, prompt: str) -> Response[Any]:
-        check_streamable(self.wish)
+    async def stream(self, inputs: str | list[str]) -> Response[Any]:
+        prompt = await self._one_prompt(inputs)
         running = await self._begin([prompt], stream=True)
         with _incomplete():
             answer = await running.respond(TextGenerationFrames(self.wish, running.prepared[0]))
         answer.headers.update(first_headers(running, [prompt]))
         return answer
 
-    async def refuse_while_loading(self) -> None:
+    async def _one_prompt(self, inputs: str | list[str]) -> str:
+        try:
+            return one_prompt(inputs, self.wish)
+        except InvalidRequest:
+            # As on other routes, an unknown model is told before what does not go together.
+            self._check_caller()
+            await asyncio.to_thread(self.service.engine.describe, self.model)
+            raise
+
+    async def _begin(self, prompts: Sequence[str], *, stream: bool) -> Running:
+        if not self.waits:
+            await self._refuse_while_loading()
+        asks = [Ask(prompt, self.wish.params) for prompt in prompts]
+        try:
+            return await begin(
+                self.request, self.service, self.exchange, self.model, asks, stream=stream
+            )
+        except InvalidRequest as error:
+            raise in_their_terms(error, self.wish) from error
+
+    async def _refuse_while_loading(self) -> None:
         """Unless the model is in memory, begin to load it and raise `ModelLoading`."""
         engine = self.service.engine
-        self.exchange.model = self.model
-        self.exchange.caller.check_model(self.model)
+        self._check_caller()
         if self.service.draining:
             raise EngineClosed
         status = await asyncio.to_thread(engine.status, self.model)
@@ -75,11 +96,9 @@ class Call:
             await asyncio.to_thread(engine.start_load, self.model)
             raise ModelLoading(self.model, _seconds_left(status))
 
-    async def _begin(self, prompts: Sequence[str], *, stream: bool) -> Running:
-        asks = [Ask(prompt, self.wish.params) for prompt in prompts]
-        return await begin(
-            self.request, self.service, self.exchange, self.model, asks, stream=stream
-        )
+    def _check_caller(self) -> None:
+        self.exchange.model = self.model
+        self.exchange.caller.check_model(self.model)
 
 
 @contextlib.contextmanager

@@ -56,7 +56,7 @@ class _Sequence(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TextGenerationBestOfSequence(_Sequence, frozen=True, kw_only=True):
-    """One of `best_of` texts that was not the best."""
+    """One of `best_of` texts that was not returned."""
 
     generated_text: str
 
@@ -66,7 +66,7 @@ class TextGenerationDetails(_Sequence, frozen=True, kw_only=True):
 
     best_of_sequences: Annotated[
         list[TextGenerationBestOfSequence] | UnsetType,
-        Meta(description="With best_of: the other texts."),
+        Meta(description="With best_of: the texts that were not returned."),
     ] = UNSET
 
 
@@ -120,15 +120,16 @@ class Tokens:
 def outputs_of(
     result: GenerationResult, wish: Wish, prepared: PreparedRequest
 ) -> list[TextGenerationOutput]:
-    """One output for each sequence; of `best_of` sequences only the best."""
+    """One output for each text that was wished for; of `best_of` those that are likeliest."""
     tokens = Tokens(prepared)
     prefill = tokens.prefill(result.prompt_tokens or ())
     generations = list(result.generations)
+    others: list[Generation] | None = None
     if wish.best_of > 1:
         generations.sort(key=_likelihood, reverse=True)
-        best, *others = generations
-        return [_output(best, others, wish, prefill, tokens)]
-    return [_output(generation, None, wish, prefill, tokens) for generation in generations]
+        others = generations[wish.texts :]
+    texts = generations[: wish.texts]
+    return [_output(generation, others, wish, prefill, tokens) for generation in texts]
 
 
 def seed_of(generation: Generation, wish: Wish) -> int | None:

@@ -44,6 +44,8 @@ class Wish:
     """What is asked of the engine, and what concerns only the answer."""
 
     params: SamplingParams
+    #: Texts to return, and to draw at least.
+    texts: int
     best_of: int
     details: bool
 
@@ -61,46 +63,52 @@ def tgi_wish(given: TextGenerationParameters | None) -> Wish:
     return _wish(given, _TGI_DEFAULTS | {"do_sample": draws}, 1)
 
 
-def check_streamable(wish: Wish) -> None:
-    """A stream is one text, token by token. Raises `InvalidRequest`."""
-    params = wish.params
+def one_prompt(inputs: str | list[str], wish: Wish) -> str:
+    """What a stream, which is one text token by token, continues. Raises `InvalidRequest`."""
+    if not isinstance(inputs, str):
+        raise InvalidRequest("inputs", "must be one text in a stream")
+    if wish.texts > 1:
+        raise InvalidRequest("num_return_sequences", "must be 1 in a stream")
     if wish.best_of > 1:
         raise InvalidRequest("best_of", "must be 1 in a stream: the best is known at the end")
-    if params.num_return_sequences != 1:
-        raise InvalidRequest("num_return_sequences", "must be 1 in a stream")
-    if params.prompt_logprobs:
+    if wish.params.prompt_logprobs:
         raise InvalidRequest("decoder_input_details", "has no place in a stream")
+    return inputs
 
 
-def _wish(given: TextGenerationParameters, defaults: dict[str, Any], sequences: int) -> Wish:
-    _check(given, sequences)
+def in_their_terms(error: InvalidRequest, wish: Wish) -> InvalidRequest:
+    """What the engine refuses, with the name that the client knows."""
+    names = {"prompt": "inputs", "top_logprobs": "top_n_tokens"}
+    if wish.best_of > wish.texts:
+        names["num_return_sequences"] = "best_of"
+    return InvalidRequest(names.get(error.field, error.field), error.message)
+
+
+def _wish(given: TextGenerationParameters, defaults: dict[str, Any], texts: int) -> Wish:
+    _check_support(given)
     values = defaults | {
         name: value for name in _SHARED if (value := getattr(given, name, None)) is not None
     }
     best_of = given.best_of or 1
-    if best_of > 1 and not values["do_sample"]:
-        raise InvalidRequest("best_of", "all texts would be equal; set do_sample to true")
     details = bool(given.details or given.decoder_input_details)
     params = SamplingParams(
         **values,
-        num_return_sequences=max(best_of, sequences),
+        num_return_sequences=max(best_of, texts),
         stop=tuple(given.stop or ()),
         # The best is found by its tokens' probabilities.
         details=details or best_of > 1,
         top_logprobs=given.top_n_tokens or 0,
         prompt_logprobs=bool(given.decoder_input_details),
     )
-    return Wish(params, best_of, details)
+    return Wish(params, texts, best_of, details)
 
 
-def _check(given: TextGenerationParameters, sequences: int) -> None:
+def _check_support(given: TextGenerationParameters) -> None:
     for name in _UNSUPPORTED:
         if getattr(given, name) is not None:
             raise InvalidRequest(name, "is not supported")
     if given.watermark:
         raise InvalidRequest("watermark", "is not supported")
-    if (given.best_of or 1) > 1 and sequences > 1:
-        raise InvalidRequest("best_of", "returns one text; leave num_return_sequences out")
 
 
-__all__ = ["Wish", "check_streamable", "inference_wish", "tgi_wish"]
+__all__ = ["Wish", "in_their_terms", "inference_wish", "one_prompt", "tgi_wish"]

@@ -88,16 +88,13 @@ async def infer_texts(
     ] = None,
 ) -> Response[Any]:
     wish = inference_wish(data.parameters)
-    call = Call(request, service, exchange, model_id(owner, name), wish)
-    one = data.inputs if isinstance(data.inputs, str) else None
-    if data.stream and one is None:
-        raise InvalidRequest("inputs", "must be one text in a stream")
-    if not _waits(data.options, wait_for_model):
-        await call.refuse_while_loading()
-    if data.stream and one is not None:
-        return await call.stream(one)
-    outputs, headers = await call.texts(data.inputs if one is None else [one])
-    return json_answer(outputs if one is None else outputs[0], headers)
+    waits = _waits(data.options, wait_for_model)
+    call = Call(request, service, exchange, model_id(owner, name), wish, waits)
+    if data.stream:
+        return await call.stream(data.inputs)
+    prompts = [data.inputs] if isinstance(data.inputs, str) else data.inputs
+    outputs, headers = await call.texts(prompts)
+    return json_answer(outputs[0] if isinstance(data.inputs, str) else outputs, headers)
 
 
 @post(
