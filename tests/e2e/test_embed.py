@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -341,14 +342,23 @@ def test_from_a_script(page: Page, site: Site, server: Server) -> None:
     assert halted is None
 
 
-def test_a_key_and_another_server(page: Page, site: Site, server: Server, serve: Any) -> None:
-    other = serve("--cors-origins", site.origin)
-    attributes = f'{SHORT} server="{other.url}" api-key="a-key-that-all-may-see"'
-    page.goto(site.publish(embedding(server, attributes)))
-    with page.expect_request(f"{other.url}/generate") as request:
-        page.get_by_role("button", name="Generate").click()
-    assert request.value.headers["authorization"] == "Bearer a-key-that-all-may-see"
+def test_a_key_and_another_server(
+    page: Page, console: Console, site: Site, server: Server, serve: Any, tmp_path: Path
+) -> None:
+    console.expect("the server responded with a status of 401")
+    key = "a-key-that-all-may-see"
+    keys = tmp_path / "keys"
+    keys.write_text(f"sha256:{hashlib.sha256(key.encode()).hexdigest()} page\n")
+    other = serve("--cors-origins", site.origin, "--api-key-file", str(keys))
+    page.goto(site.publish(embedding(server, f'{SHORT} server="{other.url}"')))
+    page.get_by_role("button", name="Generate").click()
+    page.get_by_role("alert").filter(has_text="key is missing or wrong").wait_for()
+    assert wait_for(page, "error")["detail"]["status"] == 401
+    component = page.locator("gpt2-generate")
+    component.evaluate("(node, key) => node.setAttribute('api-key', key)", key)
+    page.get_by_role("button", name="Generate").click()
     wait_for(page, "done")
+    assert page.get_by_role("alert").count() == 0
     assert other.metric("generation_tokens_total") > 0
 
 

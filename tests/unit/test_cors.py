@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -18,6 +19,8 @@ from gpt2serve.errors import SettingsError
 from gpt2serve.origins import check_origins
 from gpt2serve.settings import server_settings
 from tests.unit.api_support import GOOD, FakeEngine, RawClient, Served, assert_problem, send
+from tests.unit.test_api_keys import CountingEngine
+from tests.unit.test_key_file import hashed
 
 PAGE, STRANGER = "https://page.example", "https://stranger.example"
 ALLOW = "access-control-allow-origin"
@@ -151,6 +154,20 @@ def test_errors_may_be_read(
     answer = served.request("POST", "/generate", json=body, headers={"Origin": PAGE})
     assert_problem(answer, status, code)
     assert answer.headers[ALLOW] == PAGE
+
+
+def test_with_api_keys(tmp_path: Path) -> None:
+    """A browser asks without the key; what it is told about keys, the page may read."""
+    keys = tmp_path / "keys"
+    keys.write_text(f"{hashed('a-key')} page rate=60000\n")
+    served = Served(CountingEngine(), cors_origins=(PAGE,), api_key_file=keys)
+    assert preflight(served, "/generate").status_code == 204
+    for sent, status in (({}, 401), ({"Authorization": "Bearer a-key"}, 200)):
+        answer = served.request("POST", "/generate", json=GOOD, headers={"Origin": PAGE} | sent)
+        assert answer.status_code == status
+        assert answer.headers[ALLOW] == PAGE
+        assert answer.headers["access-control-expose-headers"] == "*"
+    assert "x-ratelimit-limit-tokens" in answer.headers
 
 
 def routes(app: Litestar) -> Iterator[tuple[str, str]]:
