@@ -234,12 +234,16 @@ def test_a_new_request_takes_the_place_of_the_old_one(
     component = page.locator("gpt2-generate")
     page.get_by_role("button", name="Generate").click()
     part(page, "text").first.filter(has_text=" ").wait_for()
+    page.get_by_role("button", name="Generate").click()
+    wait_for(page, "stop")
+    # The end of the first is not taken for the end of the second.
+    assert page.get_by_role("button", name="Stop").is_visible()
     for name, value in (("count", "1"), ("seed", "7"), ("min-new-tokens", "0")):
         component.evaluate("(node, [name, value]) => node.setAttribute(name, value)", [name, value])
     component.evaluate("node => node.setAttribute('max-new-tokens', '20')")
     page.get_by_role("button", name="Generate").click()
     wait_for(page, "done")
-    assert len(seen(page, "stop")) == 1
+    assert len(seen(page, "stop")) == 2
     expected = text_of(server, model=MODEL, max_new_tokens=20, seed=7)
     assert part(page, "result").all_text_contents() == [expected]
     eventually(lambda: idle_again(server))

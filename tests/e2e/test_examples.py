@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -76,6 +77,20 @@ def test_the_notebook_is_kept_without_what_it_printed() -> None:
     for cell in cells(EXAMPLES / NOTEBOOK):
         assert cell.get("outputs", []) == []
         assert cell.get("execution_count") is None
+
+
+def test_code_in_the_documentation_is_of_examples() -> None:
+    examples = [stripped(path.read_text(encoding="utf-8")) for path in EXAMPLES.iterdir()]
+    page = (EXAMPLES.parent / "docs" / "embedding.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```\w+\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
+    assert len(blocks) > 5
+    for block in blocks:
+        parts = stripped(block).split("\n\n")
+        assert any(all(part in example for part in parts) for example in examples), block
+
+
+def stripped(text: str) -> str:
+    return "\n".join(line.strip() for line in text.strip().splitlines())
 
 
 def cells(notebook: Path) -> list[dict[str, Any]]:
