@@ -45,7 +45,10 @@ VARIANTS: tuple[tuple[Target, Precision], ...] = (
 RESERVED_NAMES = frozenset({"info", "generate", "generate_stream"})
 
 _PART = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
-_MODEL_ID = re.compile(rf"{_PART}(?:/{_PART})?")
+#: One part of an id, and an id, as regular expressions that other languages know too.
+MODEL_NAME_PATTERN = f"^{_PART}$"
+MODEL_ID_PATTERN = f"^{_PART}(/{_PART})?$"
+_MODEL_ID = re.compile(f"{_PART}(?:/{_PART})?")
 
 
 class Dimensions(msgspec.Struct, frozen=True, kw_only=True):

@@ -105,7 +105,7 @@ class Operator:
         return entry
 
     def entry(self, model: str) -> dict[str, Any]:
-        entry: dict[str, Any] = self.client.get(f"/admin/models/{model}").json()
+        entry: dict[str, Any] = self.client.get(f"/admin/models/{model}/info").json()
         return entry
 
     def progress(self, action: str, model: str) -> list[Any]:

@@ -87,7 +87,7 @@ def test_load_use_unload(server: Server, operator: Operator) -> None:
     status, log = server.stop()
     assert status == 0
     told = [(line["action"], line["model"]) for line in log if line["event"] == "admin"]
-    assert told == [("load", MODEL), ("show", MODEL), ("unload", MODEL), ("unload", MODEL)]
+    assert told == [("load", MODEL), ("info", MODEL), ("unload", MODEL), ("unload", MODEL)]
     versions = [line["model_version"] for line in log if line["event"] == "generate"]
     assert versions == [info["version"]] * 2
     assert KEY not in json.dumps(log)

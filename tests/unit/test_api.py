@@ -61,6 +61,12 @@ def test_answer_has_the_documented_shape() -> None:
     assert served.engine.given[1] is False  # no token events are made that nobody reads
 
 
+def test_times_are_in_a_header_too() -> None:
+    header = Served().generate().headers["server-timing"]
+    assert header == "queue;dur=1.0, load;dur=2.0, prefill;dur=3.0, decode;dur=4.0"
+    assert "server-timing" not in Served().request("GET", "/models").headers
+
+
 def test_details_are_there_if_the_engine_has_them() -> None:
     end = ending(0, details=(Token(7, "a ", -0.5),))
     answer = Served(FakeEngine([Delivery([end, DONE])])).generate(details=True)
@@ -99,6 +105,14 @@ def test_stop_is_a_string_or_a_list(stop: Any, expected: tuple[str, ...]) -> Non
     assert served.engine.given[0][2].stop == expected
 
 
+def test_an_integer_may_be_written_as_json_writes_it() -> None:
+    served = Served()
+    assert served.generate(seed=7.0, top_k=5e1, temperature=1).status_code == 200
+    params = served.engine.given[0][2]
+    assert (params.seed, params.top_k, params.temperature) == (7, 50, 1.0)
+    assert {type(params.seed), type(params.top_k)} == {int}
+
+
 # -- what is refused --------------------------------------------------------------------------
 
 
@@ -129,7 +143,7 @@ WRONG_VALUES: list[tuple[str, Any]] = [
     *[("top_p", value) for value in (0, 1.01, -0.5, "0.9")],
     *[("repetition_penalty", value) for value in (0, -1, "1")],
     *[("stop", value) for value in (1, [1], {"a": 1}, ["x"] * 17)],
-    *[("seed", value) for value in (-1, 2**63, 1.0, "7")],
+    *[("seed", value) for value in (-1, 2**63, 1.5, 1e30, "7")],
     ("return_full_text", "yes"),
     ("return_full_text", None),
     ("details", 1),

@@ -88,13 +88,15 @@ def test_wrong_key_is_401_whatever_else_is_wrong(
     assert (line["event"], line["status"], line["model"]) == ("admin", 401, None)
 
 
-def test_show_needs_the_key_too(served: Served) -> None:
-    assert_problem(served.request("GET", "/admin/models/a"), 401, "unauthorized")
+def test_info_needs_the_key_too(served: Served) -> None:
+    assert_problem(served.request("GET", "/admin/models/a/info"), 401, "unauthorized")
 
 
 @pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER"])
 def test_right_key_gets_in(served: Served, scheme: str) -> None:
-    answer = served.request("GET", "/admin/models/a", headers={"Authorization": f"{scheme} {KEY}"})
+    answer = served.request(
+        "GET", "/admin/models/a/info", headers={"Authorization": f"{scheme} {KEY}"}
+    )
     assert answer.status_code == 200
 
 
@@ -150,9 +152,9 @@ def test_answer_is_the_entry_when_it_is_done(served: Served, model: str, action:
     assert (entry["leases"], entry["old_versions"]) == (3, 1)
 
 
-def test_show_tells_the_whole_error(served: Served) -> None:
+def test_info_tells_the_whole_error(served: Served) -> None:
     served.engine.becomes("b/c", state="failed", error="/srv/secret: no such file")
-    answer = served.request("GET", "/admin/models/b/c", headers=bearer())
+    answer = served.request("GET", "/admin/models/b/c/info", headers=bearer())
     assert (answer.json()["state"], answer.json()["error"]) == (
         "failed",
         "/srv/secret: no such file",
@@ -165,7 +167,7 @@ def test_models_may_be_called_like_actions(served: Served, name: str) -> None:
         served.engine.models[model] = served.engine.models["a"]
         assert post(served, f"{model}/pin").status_code == 200
         assert served.engine.given.pop() == ("pin", model)
-        answer = served.request("GET", f"/admin/models/{model}", headers=bearer())
+        answer = served.request("GET", f"/admin/models/{model}/info", headers=bearer())
         assert answer.status_code == 200
 
 
@@ -174,7 +176,7 @@ def test_unknown_model_action_and_id(served: Served) -> None:
         assert_problem(post(served, f"nobody/{action}"), 404, "model_not_found")
     assert_problem(post(served, "a/dance"), 404, "not_found")
     assert_problem(post(served, "-a/load"), 422, "invalid_model_id")
-    answer = served.request("GET", "/admin/models/nobody", headers=bearer())
+    answer = served.request("GET", "/admin/models/nobody/info", headers=bearer())
     assert_problem(answer, 404, "model_not_found")
     assert_problem(post(served, "a/load?wait=perhaps"), 422, "invalid_value")
     assert served.engine.given == []
@@ -352,12 +354,12 @@ def test_accept_decides(served: Served, accept: str, stream: bool) -> None:
 def test_one_log_line_each(served: Served) -> None:
     post(served, "b/c/pin")
     post(served, "nobody/unload")
-    served.request("GET", "/admin/models/a", headers=bearer())
+    served.request("GET", "/admin/models/a/info", headers=bearer())
     told = [(line["action"], line["model"], line["status"], line["code"]) for line in served.log]
     assert told == [
         ("pin", "b/c", 200, "ok"),
         ("unload", "nobody", 404, "model_not_found"),
-        ("show", "a", 200, "ok"),
+        ("info", "a", 200, "ok"),
     ]
     assert all(line["event"] == "admin" and line["duration_ms"] > 0 for line in served.log)
 
@@ -365,8 +367,8 @@ def test_one_log_line_each(served: Served) -> None:
 def test_metrics_count_by_action(served: Served) -> None:
     for path in ("a/load", "b/c/load", "a/unload", "a/dance"):
         post(served, path)
-    served.request("GET", "/admin/models/a", headers=bearer())
-    served.request("GET", "/admin/models/b/c", headers=bearer())
+    served.request("GET", "/admin/models/a/info", headers=bearer())
+    served.request("GET", "/admin/models/b/c/info", headers=bearer())
     served.request("POST", "/admin/models/a/load")
     counted = [
         line.removeprefix("gpt2serve_http_requests_total")
@@ -375,7 +377,7 @@ def test_metrics_count_by_action(served: Served) -> None:
     ]
     assert sorted(counted) == [
         '{code="not_found",route="/admin/models/{name}/{action}",status="404"} 1.0',
-        '{code="ok",route="/admin/models/{id}",status="200"} 2.0',
+        '{code="ok",route="/admin/models/{id}/info",status="200"} 2.0',
         '{code="ok",route="/admin/models/{id}/load",status="200"} 2.0',
         '{code="ok",route="/admin/models/{id}/unload",status="200"} 1.0',
         '{code="unauthorized",route="/admin/models/{name}/{action}",status="401"} 1.0',

@@ -19,11 +19,11 @@ from litestar.di import NamedDependency
 from litestar.exceptions import NotFoundException
 from litestar.handlers import BaseRouteHandler
 from litestar.openapi.datastructures import ResponseSpec
-from litestar.params import FromPath, PathParameter, QueryParameter
+from litestar.params import PathParameter, QueryParameter
 from litestar.response import Stream
 
 from gpt2serve.api.exchange import Exchange, exchange_of
-from gpt2serve.api.models import AdminEntry, model_id
+from gpt2serve.api.models import AdminEntry, ModelName, ModelOwner, model_id
 from gpt2serve.api.openapi import StreamingOperation, problem_specs
 from gpt2serve.api.problems import Unauthorized, problem_of
 from gpt2serve.api.service import Service
@@ -66,7 +66,7 @@ def admin_router(key: Secret) -> Router:
 
     return Router(
         path="/admin",
-        route_handlers=[show, act],
+        route_handlers=[info, act],
         guards=[check_key],
         security=[{SECURITY_SCHEME: []}],
         tags=["admin"],
@@ -101,17 +101,17 @@ _ACTIONS: dict[str, Callable[[Engine, str], Future[None]]] = {
 
 
 @get(
-    ["/models/{name:str}", "/models/{owner:str}/{name:str}"],
+    ["/models/{name:str}/info", "/models/{owner:str}/{name:str}/info"],
     summary="How the server has a model",
     responses=_PROBLEMS,
 )
-async def show(
+async def info(
     service: NamedDependency[Service],
     exchange: NamedDependency[Exchange],
-    name: FromPath[str],
-    owner: FromPath[str] = "",
+    name: ModelName,
+    owner: ModelOwner = "",
 ) -> AdminEntry:
-    exchange.action = "show"
+    exchange.action = "info"
     exchange.model = model_id(owner, name)
     return await _entry(service, exchange.model)
 
@@ -141,11 +141,11 @@ async def act(
     request: Request[Any, Any, Any],
     service: NamedDependency[Service],
     exchange: NamedDependency[Exchange],
-    name: FromPath[str],
+    name: ModelName,
     action: Annotated[
         str, PathParameter(description="What to do.", schema_extra={"enum": list(_ACTIONS)})
     ],
-    owner: FromPath[str] = "",
+    owner: ModelOwner = "",
     *,
     wait: Annotated[
         bool, QueryParameter(description="false answers 202 as soon as it has begun.")

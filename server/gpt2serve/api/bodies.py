@@ -28,7 +28,30 @@ def strict_body(kind: type[msgspec.Struct]) -> Callable[[Request[Any, Any, Any]]
             raise ClientDisconnected("The client left while it sent the body.") from error
         try:
             decoder.decode(body)
+        except msgspec.ValidationError as error:
+            if not _fits(body, kind):
+                raise body_error(error) from None
         except (ValueError, RecursionError) as error:
             raise body_error(error) from None
 
     return check
+
+
+def _fits(body: bytes, kind: type[msgspec.Struct]) -> bool:
+    """Whether the only thing wrong was 5.0 for an integer: in JSON it is one."""
+    try:
+        msgspec.convert(_with_integers(msgspec.json.decode(body)), kind)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _with_integers(value: Any) -> Any:
+    match value:
+        case float() if value.is_integer():
+            return int(value)
+        case dict():
+            return {key: _with_integers(item) for key, item in value.items()}
+        case list():
+            return [_with_integers(item) for item in value]
+    return value

@@ -35,6 +35,7 @@ class ExchangeMiddleware(ASGIMiddleware):
                     *message.get("headers", ()),
                     id_header,
                     *((name.encode(), value.encode()) for name, value in limits.items()),
+                    *_server_timing(exchange),
                 ]
             await send(message)
 
@@ -64,6 +65,16 @@ class ExchangeMiddleware(ASGIMiddleware):
             self._service.log_failure(exchange)
 
 
+def _server_timing(exchange: Exchange) -> list[tuple[bytes, bytes]]:
+    """What is known of the times by now, for a browser's developer tools: W3C Server Timing."""
+    times = [
+        f"{name.removesuffix('_ms')};dur={value}"
+        for name, value in exchange.numbers.items()
+        if name.endswith("_ms")
+    ]
+    return [(b"server-timing", ", ".join(times).encode())] if times else []
+
+
 def _generates(scope: Scope) -> bool:
     handler: Any = scope.get("route_handler")
     return handler is not None and GENERATION.items() <= handler.opt.items()
@@ -76,5 +87,4 @@ def _route(scope: Scope, exchange: Exchange) -> str:
         return template
     # The template leaves open what is done, and differs between ids of one part and of two.
     prefix, _, _ = template.rpartition("/admin/models/")
-    last = "" if exchange.action == "show" else f"/{exchange.action}"
-    return f"{prefix}/admin/models/{{id}}{last}"
+    return f"{prefix}/admin/models/{{id}}/{exchange.action}"

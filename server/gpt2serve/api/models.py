@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from litestar import get
 from litestar.di import NamedDependency
-from litestar.params import FromPath, QueryParameter
+from litestar.params import PathParameter, QueryParameter
 from msgspec import UNSET, Meta, UnsetType
 
 from gpt2serve.api.exchange import Exchange
@@ -18,6 +18,7 @@ from gpt2serve.engine.checks import MAX_STOP_STRINGS
 from gpt2serve.engine.status import WARM_STATES, ModelStatus
 from gpt2serve.errors import InvalidRequest
 from gpt2serve.package import (
+    MODEL_NAME_PATTERN,
     Dimensions,
     GenerationDefaults,
     Manifest,
@@ -31,6 +32,24 @@ LONGEST_SEARCH = 200
 _WRONG = "A value is wrong; `field` names it"
 #: Instead of the engine's own words, which may name paths and buckets.
 _HIDDEN_ERROR = "The model could not be loaded; the server's log has the reason."
+
+
+#: An id in a path: its only part, or both. What is in the schema is checked by `model_id`, whose
+#: error says more.
+ModelName = Annotated[
+    str,
+    PathParameter(
+        description="The id, or the part of it behind the slash.",
+        schema_extra={"pattern": MODEL_NAME_PATTERN},
+    ),
+]
+ModelOwner = Annotated[
+    str,
+    PathParameter(
+        description="The part of the id before the slash.",
+        schema_extra={"pattern": MODEL_NAME_PATTERN},
+    ),
+]
 
 
 class ModelEntry(msgspec.Struct, frozen=True, kw_only=True):
@@ -221,8 +240,8 @@ async def list_models(
 async def describe_model(
     service: NamedDependency[Service],
     exchange: NamedDependency[Exchange],
-    name: FromPath[str],
-    owner: FromPath[str] = "",
+    name: ModelName,
+    owner: ModelOwner = "",
 ) -> ModelInfo:
     model = model_id(owner, name)
     exchange.caller.check_model(model)

@@ -42,6 +42,14 @@ _KEY_PROBLEMS = {
 _RETRY_STATUSES = {"429", "503"}
 
 
+#: One of the events that come.
+_EVENT = Schema(
+    type=OpenAPIType.OBJECT,
+    properties={"data": Schema(type=OpenAPIType.STRING, description="JSON, or [DONE].")},
+    required=["data"],
+)
+
+
 def problem_specs(
     texts: Mapping[int, str], body: type = Problem, media_type: str = PROBLEM_JSON
 ) -> dict[int, ResponseSpec]:
@@ -59,10 +67,9 @@ class StreamingOperation(Operation):
     def __post_init__(self) -> None:
         answer = (self.responses or {}).get("200")
         if isinstance(answer, OpenAPIResponse):
-            events = Schema(type=OpenAPIType.STRING, description="Server-sent events; see above.")
             answer.content = {
                 **(answer.content or {}),
-                EVENT_STREAM: OpenAPIMediaType(schema=events),
+                EVENT_STREAM: OpenAPIMediaType(schema=_EVENT),
             }
 
 

@@ -14,6 +14,7 @@ from msgspec import UNSET, Meta, UnsetType
 from gpt2serve.engine.checks import MAX_STOP_STRINGS
 from gpt2serve.engine.events import FinishReason, Generation, GenerationResult, Timing, Token, Usage
 from gpt2serve.engine.params import MAX_SEED, SamplingParams
+from gpt2serve.package import MODEL_ID_PATTERN
 
 _MAX_INT32 = 2**31 - 1
 
@@ -25,15 +26,22 @@ def _described(description: str, *examples: Any) -> Meta:
 _Count = Annotated[int, Meta(ge=1, le=_MAX_INT32)]
 _CountOrZero = Annotated[int, Meta(ge=0, le=_MAX_INT32)]
 _Positive = Annotated[float, Meta(gt=0)]
+#: What it may look like is told; `check_model_id` refuses the rest, and says more.
+ModelId = Annotated[
+    str,
+    Meta(
+        description="The model's id in the store.",
+        examples=["huggingtweets/bestmusiclyric-bygpt3"],
+        extra_json_schema={"pattern": MODEL_ID_PATTERN},
+    ),
+]
 _StopList = Annotated[list[str], Meta(max_length=MAX_STOP_STRINGS)]
 
 
 class GenerateRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, frozen=True):
     """Continue a prompt. A field left out, or null, takes the model's own default."""
 
-    model: Annotated[
-        str, _described("The model's id in the store.", "huggingtweets/bestmusiclyric-bygpt3")
-    ]
+    model: ModelId
     prompt: Annotated[str, _described("The text to continue.", "My dream is")]
     num_return_sequences: Annotated[
         _Count | None,
