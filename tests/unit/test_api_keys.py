@@ -154,7 +154,7 @@ def routes(app: Any) -> list[tuple[str, str, HTTPRouteHandler]]:
     ]
 
 
-OPEN = {"/", "/healthz", "/readyz", "/metrics", "/playground/{name}"}
+OPEN = {"/", "/health", "/healthz", "/readyz", "/metrics", "/playground/{name}"}
 
 
 def test_everything_else_takes_a_key(served: Served) -> None:

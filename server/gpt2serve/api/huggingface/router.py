@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from litestar import Request, Response, Router, post
 from litestar.di import NamedDependency
 from litestar.openapi.datastructures import ResponseSpec
-from litestar.params import FromPath, HeaderParameter, JSONBody
+from litestar.params import HeaderParameter, JSONBody
 
 from gpt2serve.api.bodies import strict_body
 from gpt2serve.api.exchange import Exchange
@@ -28,7 +28,7 @@ from gpt2serve.api.huggingface.schemas import (
     TgiStreamRequest,
 )
 from gpt2serve.api.huggingface.streaming import TextGenerationStreamOutput
-from gpt2serve.api.models import model_id
+from gpt2serve.api.models import ModelName, ModelOwner, model_id
 from gpt2serve.api.openapi import problem_specs
 from gpt2serve.api.service import Service
 from gpt2serve.api.streaming import EVENT_STREAM
@@ -77,8 +77,8 @@ async def infer_texts(
     data: JSONBody[InferenceRequest],
     service: NamedDependency[Service],
     exchange: NamedDependency[Exchange],
-    name: FromPath[str],
-    owner: FromPath[str] = "",
+    name: ModelName,
+    owner: ModelOwner = "",
     wait_for_model: Annotated[
         str | None,
         HeaderParameter(
@@ -120,8 +120,8 @@ async def tgi_generate(
     data: JSONBody[TgiRequest],
     service: NamedDependency[Service],
     exchange: NamedDependency[Exchange],
-    name: FromPath[str],
-    owner: FromPath[str] = "",
+    name: ModelName,
+    owner: ModelOwner = "",
 ) -> Response[Any]:
     if data.stream:
         raise InvalidRequest("stream", "must be false here; streams are at /generate_stream")
@@ -157,8 +157,8 @@ async def tgi_generate_stream(
     data: JSONBody[TgiStreamRequest],
     service: NamedDependency[Service],
     exchange: NamedDependency[Exchange],
-    name: FromPath[str],
-    owner: FromPath[str] = "",
+    name: ModelName,
+    owner: ModelOwner = "",
 ) -> Response[Any]:
     if data.stream is False:
         raise InvalidRequest("stream", "must be true here; whole answers are at /generate")

@@ -7,10 +7,10 @@ from typing import Annotated
 
 from litestar import get
 from litestar.di import NamedDependency
-from litestar.params import FromPath, QueryParameter
+from litestar.params import QueryParameter
 
 from gpt2serve.api.exchange import Exchange
-from gpt2serve.api.models import model_id
+from gpt2serve.api.models import ModelName, ModelOwner, model_id
 from gpt2serve.api.openai.errors import openai_problems
 from gpt2serve.api.openai.schemas import ModelObject, ModelObjects
 from gpt2serve.api.service import Service
@@ -58,8 +58,8 @@ async def list_model_objects(
 async def retrieve_model_object(
     service: NamedDependency[Service],
     exchange: NamedDependency[Exchange],
-    name: FromPath[str],
-    owner: FromPath[str] = "",
+    name: ModelName,
+    owner: ModelOwner = "",
 ) -> ModelObject:
     exchange.model = model_id(owner, name)
     exchange.caller.check_model(exchange.model)

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
+from gpt2serve.api.schemas import ModelId
 from gpt2serve.engine.checks import MAX_STOP_LENGTH
 from gpt2serve.engine.params import MAX_SEED
 
@@ -68,9 +69,7 @@ class StreamOptions(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, fr
 class CompletionRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, frozen=True):
     """Complete prompts. A field left out, or null, takes OpenAI's default, not the model's own."""
 
-    model: Annotated[
-        str, _described("The model's id in the store.", "huggingtweets/bestmusiclyric-bygpt3")
-    ]
+    model: ModelId
     prompt: Annotated[
         str | _PromptList,
         Meta(
