@@ -19,11 +19,13 @@ from typing import Any
 from gpt2serve.package import MODEL_ID_PATTERN, MODEL_NAME_PATTERN
 from tests.e2e.server_support import KEY, MODEL, Server
 
+CONFIG = Path(__file__).with_name("schemathesis.toml")
 EXAMPLES = os.environ.get("GPT2SERVE_FUZZ_EXAMPLES", "10")
 
 
 def fuzz(schema: str, server: Server, folder: Path, *options: str) -> None:
-    command = [str(Path(sys.executable).with_name("schemathesis")), "run", schema]
+    command = [str(Path(sys.executable).with_name("schemathesis"))]
+    command += ["--config-file", str(CONFIG), "run", schema]
     command += ["--url", server.url, "--header", f"Authorization: Bearer {KEY}"]
     command += ["--max-examples", EXAMPLES, "--seed", "1", "--no-color", *options]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=600)
@@ -64,7 +66,8 @@ def test_nothing_does_with_models_that_are_there(
     path.write_text(json.dumps(with_real_ids(document)), encoding="utf-8")
     # A model's context bounds lengths, and the server's batch the sequences: no schema says that.
     with watched(server):
-        fuzz(str(path), server, tmp_path, "--exclude-checks", "positive_data_acceptance")
+        options = ["--exclude-checks", "positive_data_acceptance", "--request-timeout", "60"]
+        fuzz(str(path), server, tmp_path, *options, "--phases", "examples,fuzzing")
 
 
 def with_real_ids(value: Any) -> Any:

@@ -22,6 +22,7 @@ from litestar.openapi.spec import (
     OpenAPIMediaType,
     OpenAPIResponse,
     Operation,
+    Reference,
     Schema,
     SecurityScheme,
 )
@@ -42,14 +43,6 @@ _KEY_PROBLEMS = {
 _RETRY_STATUSES = {"429", "503"}
 
 
-#: One of the events that come.
-_EVENT = Schema(
-    type=OpenAPIType.OBJECT,
-    properties={"data": Schema(type=OpenAPIType.STRING, description="JSON, or [DONE].")},
-    required=["data"],
-)
-
-
 def problem_specs(
     texts: Mapping[int, str], body: type = Problem, media_type: str = PROBLEM_JSON
 ) -> dict[int, ResponseSpec]:
@@ -62,15 +55,25 @@ def problem_specs(
 
 @dataclass
 class StreamingOperation(Operation):
-    """For `operation_class`: the route may answer with server-sent events, too."""
+    """For `operation_class`: the route may answer, or always answers, with server-sent events."""
 
     def __post_init__(self) -> None:
         answer = (self.responses or {}).get("200")
         if isinstance(answer, OpenAPIResponse):
-            answer.content = {
-                **(answer.content or {}),
-                EVENT_STREAM: OpenAPIMediaType(schema=_EVENT),
-            }
+            content = answer.content = dict(answer.content or {})
+            told = content.get(EVENT_STREAM)
+            content[EVENT_STREAM] = OpenAPIMediaType(schema=_event(told.schema if told else None))
+
+
+def _event(payload: Schema | Reference | None) -> Schema:
+    """One of the events that come. `payload` is what its data hold, if that is told."""
+    data = Schema(
+        type=OpenAPIType.STRING,
+        description="JSON, or [DONE].",
+        content_media_type="application/json",
+        content_schema=payload,
+    )
+    return Schema(type=OpenAPIType.OBJECT, properties={"data": data}, required=["data"])
 
 
 def openapi_config(security: Mapping[str, SecurityScheme]) -> OpenAPIConfig:

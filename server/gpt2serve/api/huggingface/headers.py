@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from litestar import MediaType
 from litestar.openapi.spec import OpenAPIHeader, OpenAPIResponse, Operation, Reference, Schema
 from litestar.openapi.spec.enums import OpenAPIType
 
@@ -82,23 +81,12 @@ class GenerateOperation(Operation):
 
 
 @dataclass
-class GenerateStreamOperation(Operation):
-    """For `operation_class`: a stream of what the route declares."""
+class GenerateStreamOperation(StreamingOperation):
+    """For `operation_class`: a stream."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _describe(self, _ALWAYS)
-        answer = (self.responses or {}).get("200")
-        content = answer.content if isinstance(answer, OpenAPIResponse) else None
-        for events in (content or {}).values():
-            # In OpenAPI 3.1 the schema of a stream is that of one event, whose data is a string.
-            data = Schema(
-                type=OpenAPIType.STRING,
-                content_media_type=MediaType.JSON,
-                content_schema=events.schema,
-            )
-            events.schema = Schema(
-                type=OpenAPIType.OBJECT, properties={"data": data}, required=["data"]
-            )
 
 
 @dataclass
