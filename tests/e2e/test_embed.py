@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.e2e.browser_support import Console, screenshot
+from tests.e2e.browser_support import PHONE, Console, screenshot
 from tests.e2e.server_support import LONG, MODEL, PROMPT, SEQUENCES, TOKENS, Server, eventually
 from tests.e2e.site_support import Site, running_site
 
@@ -386,6 +386,53 @@ def test_the_page_sets_fonts_and_colours(page: Page, site: Site, server: Server)
         assert computed(name, "fontFamily") == "monospace"
     assert computed("button", "backgroundColor") == "rgb(9, 8, 7)"
     assert computed("text", "letterSpacing") == "3px"
+
+
+def test_on_a_dark_phone(page: Page, site: Site, server: Server) -> None:
+    page.emulate_media(color_scheme="dark")
+    page.set_viewport_size(PHONE)
+    style = """<meta name=viewport content="width=device-width">
+      <style>:root { color-scheme: light dark; }</style>"""
+    page.goto(site.publish(style + embedding(server, SHORT)))
+    page.get_by_label("Prompt").fill("Wh" + "y" * 200 + "?")
+    page.get_by_role("button", name="Generate").click()
+    wait_for(page, "done")
+    assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+    screenshot(page, "embedded-dark-phone")
+
+
+def test_scripts_of_an_allowed_page(page: Page, site: Site, server: Server) -> None:
+    """What clients in a browser do by themselves: headers of their own, and answers' headers."""
+    page.goto(site.publish(""))
+    status, request_id = page.evaluate(
+        """async ([url, body]) => {
+          const answer = await fetch(url, {
+            method: "POST",
+            headers: {
+              "Authorization": "Bearer none",
+              "Content-Type": "application/json",
+              "X-Request-Id": "mine",
+              "X-Stainless-Lang": "js",
+              "traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+            },
+            body: JSON.stringify(body),
+          });
+          await answer.text();
+          return [answer.status, answer.headers.get("X-Request-Id")];
+        }""",
+        [f"{server.url}/v1/completions", {"model": MODEL, "prompt": PROMPT, "max_tokens": 3}],
+    )
+    assert (status, request_id) == (200, "mine")
+
+
+def test_scripts_of_an_allowed_page_cannot_read_what_is_for_operators(
+    page: Page, console: Console, site: Site, server: Server
+) -> None:
+    console.expect("blocked by CORS policy|net::ERR_FAILED")
+    page.goto(site.publish(""))
+    for path in ("/metrics", "/readyz", "/"):
+        with pytest.raises(Exception, match="Failed to fetch"):
+            page.evaluate("url => fetch(url).then(answer => answer.text())", server.url + path)
 
 
 def test_the_example_page(page: Page, site: Site, server: Server) -> None:
