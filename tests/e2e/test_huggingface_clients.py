@@ -6,6 +6,8 @@ import asyncio
 import hashlib
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -240,6 +242,18 @@ def test_a_text_that_the_model_ends(server: Server, way: str) -> None:
 
 
 @WAYS
+def test_tokens_of_the_prompt(server: Server, way: str) -> None:
+    url = f"{server.url}/models/{MODEL}"
+    fields = {"max_new_tokens": 3, "do_sample": False, "details": True}
+    output = generate(url, way, **fields, decoder_input_details=True)
+    first, *others = output.details.prefill
+    assert (first.text, first.logprob) == ("<|endoftext|>", None)
+    assert "".join(token.text for token in others) == PROMPT
+    assert all(token.logprob < 0 for token in others)
+    assert output.generated_text == generate(url, way, **fields).generated_text
+
+
+@WAYS
 def test_best_of(server: Server, way: str) -> None:
     url = f"{server.url}/models/{MODEL}"
     output = generate(url, way, **SEEDED, best_of=3, details=True)
@@ -269,6 +283,16 @@ def test_lists_of_prompts_and_sequences(server: Server) -> None:
     assert lists[0] == two
     assert [len(texts) for texts in lists] == [2, 2]
     assert all(text["generated_text"].startswith("My") for text in lists[1])
+
+
+def test_the_example(server: Server) -> None:
+    script = Path(__file__).parents[2] / "examples" / "huggingface_client.py"
+    command = [sys.executable, str(script), server.url, OWNED, PROMPT]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr
+    seeded = generate(f"{server.url}/models/{OWNED}", "sync", max_new_tokens=30, seed=7)
+    assert done.stdout.startswith(f"{seeded}\n")
+    assert done.stdout.count(PROMPT) == 3
 
 
 def test_endpoint_info(server: Server) -> None:

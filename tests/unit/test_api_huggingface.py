@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,15 @@ from gpt2serve.engine.events import (
     TopToken,
 )
 from gpt2serve.engine.stream import Delivery
-from tests.unit.api_support import DONE, MANIFEST, PROMPT, FakeEngine, Served, model_status
+from tests.unit.api_support import (
+    DONE,
+    MANIFEST,
+    PROMPT,
+    FakeEngine,
+    RawClient,
+    Served,
+    model_status,
+)
 
 EOS = 0
 WORDS = {EOS: "", 5: "five", 6: "six", 7: "seven"}
@@ -295,6 +304,21 @@ def test_an_error_in_a_stream_is_an_event(error: Exception, error_type: str) -> 
     assert set(last) == {"error", "error_type"}
     assert last["error_type"] == error_type
     assert "secret" not in last["error"]
+
+
+@pytest.mark.parametrize("at", [STREAM, GENERATE])
+def test_a_client_that_leaves_ends_its_request(at: str) -> None:
+    server = Served(Engine(steps(text_events()), held_from=1))
+
+    async def main() -> None:
+        client = RawClient(server.app, {"inputs": PROMPT}, at)
+        if at == STREAM:
+            await client.until(lambda: len(client.chunks) == 1)
+        await client.leave()
+
+    asyncio.run(main())
+    assert server.engine.cancelled > 0
+    assert server.log[-1]["client_gone"] is True
 
 
 @pytest.mark.parametrize(
