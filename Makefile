@@ -10,7 +10,7 @@ NODE := benchmarks/.cache/node
 BENCHMARKS := profile decode coldstart determinism isolation load models fleet policies
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo models serve test lint bench bench-full bench-node clean
+.PHONY: help setup demo models serve test docs lint bench bench-full bench-node clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -47,6 +47,9 @@ serve: models  ## Serve the sample models on http://127.0.0.1:8000 (PORT=, STORE
 test: $(VENV)/.setup  ## Run all tests
 	@echo "==> running the tests"
 	@$(BIN)/python -m pytest
+
+docs: $(VENV)/.setup  ## Renew docs/api.md from the server's own description of itself
+	@$(BIN)/python docs/make_api.py
 
 lint: $(VENV)/.setup  ## Check style (ruff) and types (mypy --strict)
 	@echo "==> ruff"

@@ -65,6 +65,13 @@ def test_times_are_in_a_header_too() -> None:
     header = Served().generate().headers["server-timing"]
     assert header == "queue;dur=1.0, load;dur=2.0, prefill;dur=3.0, decode;dur=4.0"
     assert "server-timing" not in Served().request("GET", "/models").headers
+    assert "server-timing" not in Served().generate(model="").headers
+
+
+def test_a_stream_has_the_times_until_its_first_token_in_the_header() -> None:
+    times = Served().generate(stream=True).headers["server-timing"].split(", ")
+    assert [time.split(";dur=")[0] for time in times] == ["queue", "load", "prefill"]
+    assert [float(time.split("=")[1]) for time in times] == [1.0, 2.0, 3.0]
 
 
 def test_details_are_there_if_the_engine_has_them() -> None:

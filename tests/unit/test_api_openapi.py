@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
+import runpy
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from gpt2serve.api.problems import PROBLEM_JSON
+from gpt2serve.api.reference import page, reference
 from tests.unit.api_support import Served
 
 KEY = "correct-horse-battery"
@@ -74,3 +78,48 @@ def test_every_reference_leads_somewhere() -> None:
     there = set(document["components"]["schemas"])
     wanted = {part.split("'")[0] for part in text.split("#/components/schemas/")[1:]}
     assert wanted <= there
+
+
+# -- the reference ---------------------------------------------------------------------------
+
+
+def test_the_page_in_docs_is_what_the_server_says() -> None:
+    """If this fails, `make docs` renews it."""
+    folder = Path(__file__).parents[2] / "docs"
+    make_api = runpy.run_path(str(folder / "make_api.py"))
+    assert (folder / "api.md").read_text(encoding="utf-8") == make_api["api_page"]()
+
+
+def test_the_reference_has_every_field_with_range_and_default() -> None:
+    text = reference(schema())
+    assert "| `top_p` | number > 0 and ≤ 1 or null | `null` |" in text
+    assert "| `seed` | integer ≥ 0 and ≤ 2⁶³-1 or null | `null` |" in text
+    assert "| `stop` | string or list of string (up to 16) or null | `null` |" in text
+    assert "| `return_full_text` | boolean | `true` |" in text
+    assert "| `limit` | query | integer ≥ 1 and ≤ 1000 | `100` |" in text
+    assert "### `GET /models/{id}/info`" in text
+    for name, body in schema()["components"]["schemas"].items():
+        section = text.partition(f"### {name}\n")[2].partition("\n### ")[0]
+        assert section.startswith("\n")
+        assert section.count("\n| `") == len(body["properties"])
+
+
+def test_the_reference_is_a_page_that_needs_no_script_and_no_other_server() -> None:
+    answer = Served().request("GET", "/schema/docs")
+    assert answer.headers["content-type"] == "text/html; charset=utf-8"
+    policy = answer.headers["content-security-policy"].split("; ")
+    assert policy[:2] == ["default-src 'none'", "style-src 'self'"]
+    assert "<script" not in answer.text
+    assert "http://" not in answer.text
+    assert "https://" not in answer.text
+    style = Served().request("GET", "/playground/reference.css")
+    assert style.headers["content-type"].startswith("text/css")
+    links = set(re.findall(r'href="#([^"]*)"', answer.text))
+    assert links
+    assert links <= set(re.findall(r' id="([^"]*)"', answer.text))
+
+
+def test_a_text_of_the_schema_is_no_html() -> None:
+    document = schema()
+    document["info"]["title"] = "<script>alert(1)</script>"
+    assert "<script" not in page(document)

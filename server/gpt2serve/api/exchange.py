@@ -18,6 +18,7 @@ from gpt2serve.engine.events import Timing, Usage
 
 REQUEST_ID_HEADER = "X-Request-Id"
 CLIENT_DISCONNECTED = "client_disconnected"
+_UNTIL_FIRST_TOKEN = ("queue", "load", "prefill")
 _SCOPE_KEY = "gpt2serve_exchange"
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
@@ -78,6 +79,18 @@ class Exchange:
             self.numbers[name] = self.numbers.get(name, 0) + tokens
         for name, milliseconds in msgspec.structs.asdict(timing).items():
             self.numbers[name] = max(self.numbers.get(name, 0.0), round(milliseconds, 3))
+
+    def times(self) -> dict[str, float]:
+        """Milliseconds of each phase; of a stream that has begun, of those until its first token.
+
+        Nothing of what has failed.
+        """
+        if self.code != "ok" or not self.requests:
+            return {}
+        if self.ended:
+            return {name: self.numbers[f"{name}_ms"] for name in (*_UNTIL_FIRST_TOKEN, "decode")}
+        timing = self.requests[0][1]()
+        return {name: getattr(timing, f"{name}_ms") for name in _UNTIL_FIRST_TOKEN}
 
 
 def open_exchange(scope: Any, given_id: str | None) -> Exchange:

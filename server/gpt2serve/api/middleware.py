@@ -67,11 +67,7 @@ class ExchangeMiddleware(ASGIMiddleware):
 
 def _server_timing(exchange: Exchange) -> list[tuple[bytes, bytes]]:
     """What is known of the times by now, for a browser's developer tools: W3C Server Timing."""
-    times = [
-        f"{name.removesuffix('_ms')};dur={value}"
-        for name, value in exchange.numbers.items()
-        if name.endswith("_ms")
-    ]
+    times = [f"{name};dur={milliseconds}" for name, milliseconds in exchange.times().items()]
     return [(b"server-timing", ", ".join(times).encode())] if times else []
 
 

@@ -9,14 +9,15 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Any, get_args
 
 import msgspec
-from litestar import Litestar, MediaType, Request
+from litestar import Litestar, MediaType, Request, Router
 from litestar.handlers import HTTPRouteHandler
 from litestar.openapi import OpenAPIConfig
 from litestar.openapi.datastructures import ResponseSpec
-from litestar.openapi.plugins import JsonRenderPlugin
+from litestar.openapi.plugins import JsonRenderPlugin, OpenAPIRenderPlugin
 from litestar.openapi.spec import (
     Components,
     OpenAPIMediaType,
@@ -32,6 +33,7 @@ from litestar.types import Method
 from gpt2serve.api.exchange import REQUEST_ID_HEADER
 from gpt2serve.api.keys import API_KEY_SCHEME
 from gpt2serve.api.problems import PROBLEM_JSON, Problem
+from gpt2serve.api.reference import page
 from gpt2serve.api.streaming import EVENT_STREAM
 from gpt2serve.api.version import version
 
@@ -39,6 +41,12 @@ _COMPONENTS = "#/components/schemas/{name}"
 _KEY_PROBLEMS = {
     "401": "The API key is missing or wrong",
     "403": "The API key may not use this model",
+}
+_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; style-src 'self'; base-uri 'none'; "
+    "form-action 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
 }
 _RETRY_STATUSES = {"429", "503"}
 
@@ -81,11 +89,16 @@ def openapi_config(security: Mapping[str, SecurityScheme]) -> OpenAPIConfig:
         title="gpt2serve",
         version=version(),
         description="Many fine-tuned GPT-2 models, served from one process.",
-        path="/schema",
+        openapi_router=Router(
+            "/schema", route_handlers=[], include_in_schema=False, response_headers=_HEADERS
+        ),
         operation_id_creator=_operation_id,
         components=Components(security_schemes=dict(security) or None),
         # The pages that litestar could show load their scripts from a CDN.
-        render_plugins=[_Json(path=["/", "/openapi.json"], media_type=MediaType.JSON)],
+        render_plugins=[
+            _Json(path=["/", "/openapi.json"], media_type=MediaType.JSON),
+            _Page(path="/docs", media_type=MediaType.HTML),
+        ],
     )
 
 
@@ -93,6 +106,11 @@ class _Json(JsonRenderPlugin):
     def render(self, request: Request[Any, Any, Any], openapi_schema: dict[str, Any]) -> bytes:
         root_path = str(request.scope.get("root_path", ""))
         return msgspec.json.encode(complete(request.app, openapi_schema, root_path))
+
+
+class _Page(OpenAPIRenderPlugin):
+    def render(self, request: Request[Any, Any, Any], openapi_schema: dict[str, Any]) -> bytes:
+        return page(complete(request.app, openapi_schema)).encode()
 
 
 def complete(app: Litestar, schema: Mapping[str, Any], root_path: str = "") -> dict[str, Any]:
@@ -107,6 +125,9 @@ def complete(app: Litestar, schema: Mapping[str, Any], root_path: str = "") -> d
             if "Validation Exception" in str(operation["responses"].get("400")):
                 del operation["responses"]["400"]
             _add_key_problems(operation)
+            for answer in operation["responses"].values():
+                if answer["description"] == HTTPStatus.OK.description:
+                    answer["description"] = "Success"
             _add_headers(operation["responses"])
     return document
 

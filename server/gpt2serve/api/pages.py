@@ -114,6 +114,7 @@ _INDEX = {
     "generate": "POST /generate",
     "models": "/models",
     "schema": "/schema",
+    "reference": "/schema/docs",
     "health": "/healthz",
     "readiness": "/readyz",
     "metrics": "/metrics",
