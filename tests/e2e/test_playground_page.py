@@ -1,11 +1,14 @@
-"""The playground as a page: how it looks, what it lets in, where it can stand, what it hands on."""
+"""The playground as a page: how it looks, what it lets in, what it hands on.
+
+That it works below another path is in test_mounted.py.
+"""
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -16,14 +19,11 @@ from tests.e2e.playground_support import (
     CONTRASTS,
     HTML_CARD,
     HTML_MODEL,
-    MODEL,
     PICTURE,
     PROMPT,
     Playground,
     expect,
-    generated,
 )
-from tests.e2e.test_mounted import Host
 
 if TYPE_CHECKING:
     from playwright.sync_api import BrowserContext, Page, ViewportSize
@@ -209,8 +209,6 @@ def run_snippet(page: Page, language: str, code: str) -> str:
     done = subprocess.run(command, capture_output=True, check=True, timeout=30)
     output = done.stdout.decode()
     if language == "curl":
-        import json
-
         return "\n".join(generation["text"] for generation in json.loads(output)["generations"])
     return output.removesuffix("\n")
 
@@ -237,8 +235,8 @@ def test_events_that_are_cut_anywhere(site: Playground) -> None:
     site.open()
     wrong = site.page.evaluate("""async () => {
       const { EventParser } = await import(new URL("playground/sse.js", location.href));
-      const text = ": hello\\r\\n\\r\\ndata: na\\u00efve \\u{1f600}\\n\\nevent: x\\rdata:1\\r"
-        + "data:  2\\r\\rid: 7\\n\\ndata\\ndata: last\\r\\n\\r\\ndata: no end";
+      const text = ": hello\\r\\n\\r\\ndata: na\\u00efve \\u{1f600}\\n\\nevent: x\\rdata:1\\r\\n"
+        + "data:  2\\r\\rid: 7\\n\\ndata: last\\r\\n\\r\\ndata: no end";
       const expected = JSON.stringify(["na\\u00efve \\u{1f600}", "1\\n 2", "last"]);
       const bytes = new TextEncoder().encode(text);
       const wrong = [];
@@ -253,19 +251,3 @@ def test_events_that_are_cut_anywhere(site: Playground) -> None:
       return wrong;
     }""")
     assert wrong == []
-
-
-# --- where it can stand -----------------------------------------------------------------------
-
-
-def test_below_another_path(page: Page, sample_store: Path) -> None:
-    host = Host("mounted", sample_store)
-    try:
-        url = f"{host.url}/gpt2"
-        site = Playground(page, url)
-        site.open_model(MODEL, prompt=PROMPT)
-        site.set("Seed", "5")
-        assert site.run() == generated(url, PROMPT, seed=5, num_return_sequences=5)
-        expect(page.get_by_role("tabpanel")).to_contain_text(f"{url}/generate")
-    finally:
-        host.close()

@@ -14,7 +14,6 @@ export function avatar({ id, name, picture }) {
 
 function pictureOf(address) {
   const image = element("img", { alt: "", decoding: "async", loading: "lazy" });
-  image.referrerPolicy = "no-referrer";
   image.addEventListener("error", () => image.remove());
   image.src = address;
   return image;
