@@ -34,6 +34,7 @@ WORDS = {
     6: b" \xe2\x82",
     7: b"\xac",
     8: b"\n",
+    9: b"end",
 }
 MODEL = "me/model"
 MINIMAL = {"model": MODEL, "prompt": "Once upon"}
@@ -78,7 +79,12 @@ def token(number: int, text: str | None = None, logprob: float = -0.5, *top: Top
 
 
 def sequence(
-    index: int, tokens: Sequence[Token], reason: Any = "length", prompt: str = ""
+    index: int,
+    tokens: Sequence[Token],
+    reason: Any = "length",
+    prompt: str = "",
+    *,
+    details: bool = True,
 ) -> list[Delivery]:
     """What the engine tells of a sequence: each token in a step of its own."""
     steps = [Delivery([TokenEvent(index, token)]) for token in tokens] or [Delivery()]
@@ -89,7 +95,7 @@ def sequence(
             finish_reason=reason,
             tokens=len(tokens),
             seed=7 + index,
-            details=tuple(tokens),
+            details=tuple(tokens) if details else None,
         )
     )
     return steps

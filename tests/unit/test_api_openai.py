@@ -318,6 +318,16 @@ def test_finish_reasons(reason: str, told: str) -> None:
     assert choice["finish_reason"] == told
 
 
+def test_the_text_is_there_without_its_tokens_too() -> None:
+    (choice,) = choices(served(ended(sequence(0, A_TIME, "eos", details=False))))
+    assert choice["text"] == " a time."
+
+
+def test_without_best_of_completions_stay_in_their_order() -> None:
+    steps = sequence(0, [token(3, " a", -2.0)]) + sequence(1, [token(4, " b", -1.0)])
+    assert [choice["text"] for choice in choices(served(ended(steps)), n=2)] == [" a", " b"]
+
+
 def test_choices_of_many_prompts_are_numbered_through_and_tokens_add_up() -> None:
     first, second = sequence(0, [token(3)]), sequence(1, [token(4)])
     answer = complete(served(ended(first + second)), prompt=["a", "b"], n=2).json()

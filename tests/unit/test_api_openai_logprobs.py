@@ -8,7 +8,18 @@ import pytest
 
 from gpt2serve.api.openai.logprobs import LogprobsWriter, Offsets, token_name
 from gpt2serve.engine.events import PromptToken, TopToken
-from tests.unit.openai_support import END, FakeTokenizer, choices, ended, sequence, served, token
+from tests.unit.openai_support import (
+    A_TIME,
+    END,
+    FakeTokenizer,
+    Prepared,
+    choices,
+    ended,
+    prompt_tokens,
+    sequence,
+    served,
+    token,
+)
 
 TOKENIZER: Any = FakeTokenizer()
 
@@ -102,6 +113,35 @@ def test_special_tokens_of_a_prompt_stand_there_by_name() -> None:
     found = writer.take()
     assert found is not None
     assert found.text_offset == [0, 4, 4]
+
+    writer = LogprobsWriter(TOKENIZER)
+    writer.prompt([PromptToken(END, None), PromptToken(9, -1.0)], "end")
+    found = writer.take()
+    assert found is not None
+    assert found.text_offset == [0, 0]
+
+
+def test_the_prefix_of_a_model_is_not_shown() -> None:
+    steps = [prompt_tokens(END, 1, 2), *ended(sequence(0, A_TIME, "eos", "Once upon"))]
+    prepared = Prepared("Once upon", prefix_tokens=1)
+    (choice,) = choices(served(steps, prepared), echo=True, logprobs=0)
+    assert choice["logprobs"]["tokens"][:3] == ["Once", " upon", " a"]
+    assert choice["logprobs"]["token_logprobs"][:3] == [-1.5, -1.5, -0.5]
+    assert choice["logprobs"]["text_offset"] == [0, 4, 9, 11, 16, 17]
+
+
+@pytest.mark.parametrize("echo", [False, True])
+def test_a_character_that_the_prompt_begins_and_the_text_ends(echo: bool) -> None:
+    """The prompt is " a" and the first half of " €"."""
+    tokens = [token(7, "€"), token(4)]
+    prompt = " a " if echo else ""
+    steps = [prompt_tokens(3, 6), *ended(sequence(0, tokens, prompt=prompt))]
+    prepared = Prepared(" a ", begun=b"\xe2\x82")
+    (choice,) = choices(served(steps, prepared), echo=echo, logprobs=0)
+    assert choice["text"] == f"{prompt}€ time"
+    where = [choice["text"][start:] for start in choice["logprobs"]["text_offset"]]
+    assert where[-2:] == ["€ time", " time"]
+    assert where[:-2] == ([" a € time", " € time"] if echo else [])
 
 
 def test_an_empty_prompt_is_the_token_that_texts_begin_with() -> None:
