@@ -385,6 +385,8 @@ def test_very_many_models_come_in_pages() -> None:
     assert ([model["id"] for model in first["data"]], first["has_more"]) == (["a", "b/c"], True)
     rest = server.request("GET", f"/v1/models?after={first['last_id']}").json()
     assert ([model["id"] for model in rest["data"]], rest["has_more"]) == (["d"], False)
+    exact = server.request("GET", "/v1/models?limit=3").json()
+    assert (len(exact["data"]), exact["has_more"]) == (3, False)
     none = server.request("GET", "/v1/models?after=d").json()
     assert (none["data"], none["first_id"], none["last_id"]) == ([], None, None)
 
