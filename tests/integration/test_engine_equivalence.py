@@ -41,7 +41,7 @@ TIGHT = {"max_batch_size": 4, "prefill_chunk": CHUNK, "kv_cache_bytes": kv_bytes
 
 def make_requests() -> list[tuple[str, str, SamplingParams]]:
     """A fixed mixture of everything that a request can ask for."""
-    generator = random.Random(20)
+    generator, rarer = random.Random(20), random.Random(21)
     made = []
     for number in range(REQUESTS):
         # Every third prompt is longer than a chunk.
@@ -64,6 +64,14 @@ def make_requests() -> list[tuple[str, str, SamplingParams]]:
                     stop=generator.choice([(), (), (".",), ("e", "zz")]),
                     seed=generator.randrange(2**63),
                     details=generator.random() < 0.5,
+                    min_p=rarer.choice([None, None, 0.05]),
+                    typical_p=rarer.choice([None, None, 0.7]),
+                    presence_penalty=rarer.choice([None, None, 0.6]),
+                    frequency_penalty=rarer.choice([None, None, -0.4]),
+                    logit_bias=rarer.choice([None, None, {11: -100.0, 262: 2.0}]),
+                    ignore_eos=rarer.random() < 0.3,
+                    top_logprobs=rarer.choice([0, 0, 5]),
+                    truncate=rarer.choice([None, None, 20]),
                 ),
             )
         )

@@ -21,10 +21,9 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from gpt2serve.engine import kv_cache
 from gpt2serve.engine.events import PromptToken, PromptTokens
 from gpt2serve.engine.kv_buffers import bytes_per_token
-from gpt2serve.engine.kv_cache import KVPool, KVShape, rectangle, scored_together
+from gpt2serve.engine.kv_cache import KVPool, KVShape, rectangle
 from gpt2serve.engine.request import Request, Sequence
 from gpt2serve.engine.scheduler import Decode, Plan, Prefill, PrefillChunk, Scheduler, Score
 from gpt2serve.engine.worker import ModelWorker
@@ -43,12 +42,6 @@ BATCH = 4
 CHUNK = 8
 CONTEXT = 64
 KV_TOKENS = 150  # less than BATCH * CONTEXT, so that room is often what is missing
-
-
-@pytest.fixture(autouse=True)
-def few_are_scored_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that scoring finds room, and takes several steps."""
-    monkeypatch.setattr(kv_cache, "MOST_SCORED", 3)
 
 
 def prompt(length: int, start: int) -> list[int]:
@@ -86,8 +79,7 @@ requests_strategy = st.builds(
 def beside(request: Request) -> int:
     """Prompts are read in whole chunks, and scored in slots of their own."""
     whole = -(-request.prompt_length // CHUNK) * CHUNK
-    slots = scored_together(request.prompt_length, CHUNK) if request.params.prompt_logprobs else 0
-    return whole * (1 + slots)
+    return whole * (1 + request.scored_together)
 
 
 def fits_alone(request: Request) -> bool:
@@ -224,7 +216,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert is_scored(request)
         assert self.read[request] == request.prompt_length, "scored before it was read"
         assert plan.start == self.scored.get(request, 0), "a place was skipped, or scored twice"
-        assert plan.start < plan.stop <= plan.start + scored_together(request.prompt_length, CHUNK)
+        assert plan.start < plan.stop <= plan.start + request.scored_together
         assert plan.last == (plan.stop == request.prompt_length - 1)
 
     def _join(self, request: Request) -> None:

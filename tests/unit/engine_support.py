@@ -183,6 +183,7 @@ def make_request(
         stream=Recorder() if stream is None else stream,
         wants_tokens=wants_tokens,
         times=Times(submitted=0.0),
+        scored_together=3 if params.get("prompt_logprobs") else 0,
         owner=owner,
     )
     request.make_sequences((EOS,), token_bytes)

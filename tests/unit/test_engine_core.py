@@ -15,6 +15,7 @@ import pytest
 
 from gpt2serve import Engine, SamplingParams
 from gpt2serve.engine import loader
+from gpt2serve.engine.events import Generation, PromptTokens, TokenEvent
 from gpt2serve.engine.kv_buffers import bytes_per_token
 from gpt2serve.engine.loader import LoadResult
 from gpt2serve.engine.messages import Call, Submit
@@ -331,6 +332,77 @@ def test_a_request_that_never_fits_into_the_kv_cache(opened: Callable[..., Engin
     with pytest.raises(ModelTooLarge, match="--kv-cache-bytes"):
         engine.generate("a", "x", SamplingParams(num_return_sequences=2, do_sample=True))
     engine.generate("a", "x")
+
+
+@pytest.mark.parametrize(("slots", "together"), [(17, 16), (16, 8), (9, 8), (3, 2), (2, 1)])
+def test_where_there_is_less_room_fewer_places_are_scored_together(
+    opened: Callable[..., Engine], slots: int, together: int
+) -> None:
+    roomy, tight = opened(), opened(kv_cache_bytes=16 * (128 * slots + 64))
+    params = SamplingParams(prompt_logprobs=True, max_new_tokens=3, seed=1, do_sample=True)
+    prompt = "some words of a prompt"
+    prepared = tight.prepare("a", prompt, params)
+    assert prepared.scored_together == together
+    result = tight.generate("a", prompt, params)
+    assert result.prompt_tokens is not None
+    assert [token.id for token in result.prompt_tokens] == prepared.prompt_ids
+    assert result.prompt_tokens == roomy.generate("a", prompt, params).prompt_tokens
+
+
+def test_a_prompt_that_cannot_be_scored_for_want_of_room(opened: Callable[..., Engine]) -> None:
+    engine = opened(kv_cache_bytes=16 * (128 + 64))
+    with pytest.raises(ModelTooLarge, match="--kv-cache-bytes"):
+        engine.generate("a", "x", SamplingParams(prompt_logprobs=True))
+
+
+# -- prompts ----------------------------------------------------------------------------------
+
+
+def test_token_ids_say_what_their_text_says(opened: Callable[..., Engine]) -> None:
+    engine = opened()
+    params = SamplingParams(seed=3, max_new_tokens=8, do_sample=True)
+    ids = engine.prepare("a", "hello").prompt_ids
+    by_text, by_ids = (engine.generate("a", prompt, params) for prompt in ("hello", ids))
+    assert by_ids.generations == by_text.generations
+    assert by_ids.generations[0].text.startswith("hello")
+    assert engine.prepare("a", ids).text_of(ids[1:3]) == "el"
+
+
+def test_a_truncated_prompt_is_read_in_part_and_returned_whole(
+    opened: Callable[..., Engine],
+) -> None:
+    engine = opened()
+    params = SamplingParams(seed=3, max_new_tokens=8, do_sample=True, truncate=2)
+    (whole,) = engine.generate("a", "hello", params).generations
+    (part,) = engine.generate("a", "lo", params).generations
+    assert whole.text == "hel" + part.text
+    assert engine.generate("a", "x" * 100, params).usage.prompt_tokens == 2
+
+
+def test_a_stream_tells_scores_first_whom_it_is_for_and_how_far_it_is(
+    opened: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = opened()
+    engine.start()
+    submitted: list[Submit] = []
+    handle = engine._core._handlers[Submit]
+    monkeypatch.setitem(
+        engine._core._handlers, Submit, lambda message: submitted.append(message) or handle(message)
+    )
+
+    async def scenario() -> None:
+        params = SamplingParams(prompt_logprobs=True, max_new_tokens=3, ignore_eos=True)
+        stream = engine.submit(engine.prepare("a", "hello", params), wants_tokens=True, owner="me")
+        await asyncio.wait_for(stream.started(), PATIENCE)
+        begun = stream.timing()
+        events = [event async for event in stream.events()]
+        assert isinstance(events[0], PromptTokens)
+        assert [type(event) for event in events[1:]] == [TokenEvent] * 3 + [Generation]
+        assert (begun.queue_ms, begun.load_ms) == (stream.timing().queue_ms, begun.load_ms)
+        assert stream.timing() == stream.timing()
+
+    asyncio.run(scenario())
+    assert [message.request.owner for message in submitted] == ["me"]
 
 
 def test_prefix_and_empty_prompt(store: Path, opened: Callable[..., Engine]) -> None:

@@ -18,7 +18,7 @@ from typing import Any, Self, TypeVar
 from gpt2serve.engine.core import EngineCore
 from gpt2serve.engine.events import Generation, GenerationResult, PromptTokens, TokenEvent
 from gpt2serve.engine.kv_buffers import bytes_per_token
-from gpt2serve.engine.kv_cache import kv_tokens, prompt_room, rectangle
+from gpt2serve.engine.kv_cache import kv_tokens, prompt_room, rectangle, scored_together
 from gpt2serve.engine.messages import (
     Ask,
     Call,
@@ -86,6 +86,8 @@ class PreparedRequest:
     begun: bytes = b""
     #: How many of `prompt_ids` are the model's prefix, which comes first.
     prefix_tokens: int = 0
+    #: Places of the prompt that are scored in one step.
+    scored_together: int = 0
 
     @property
     def prompt_tokens(self) -> int:
@@ -279,10 +281,17 @@ class Engine:
             max_sequences=self.settings.max_batch_size,
         )
         ids = read.ids[-asked.params.truncate :] if asked.params.truncate else read.ids
-        self._check_kv_cache(manifest, len(ids), resolved)
-        prefix_tokens = max(0, read.prefix_tokens - (len(read.ids) - len(ids)))
         return PreparedRequest(
-            model, read.text, ids, asked, resolved, package, tokenizer, read.begun, prefix_tokens
+            model=model,
+            prompt=read.text,
+            prompt_ids=ids,
+            asked=asked,
+            params=resolved,
+            package=package,
+            tokenizer=tokenizer,
+            begun=read.begun,
+            prefix_tokens=max(0, read.prefix_tokens - (len(read.ids) - len(ids))),
+            scored_together=self._fit_kv_cache(manifest, len(ids), resolved),
         )
 
     def _with_tokenizer(self, model: str) -> tuple[Package, Tokenizer]:
@@ -346,6 +355,7 @@ class Engine:
             times=Times(submitted=self._clock()),
             asked=prepared.asked,
             begun=prepared.begun,
+            scored_together=prepared.scored_together,
             owner=owner,
         )
         manifest = prepared.package.manifest
@@ -391,22 +401,30 @@ class Engine:
             if self._admitted == 0:
                 self._all_ended.notify_all()
 
-    def _check_kv_cache(self, manifest: Manifest, prompt: int, params: ResolvedParams) -> None:
+    def _fit_kv_cache(self, manifest: Manifest, prompt: int, params: ResolvedParams) -> int:
+        """How many places of the prompt are scored together: fewer where there is less room.
+
+        Raises `ModelTooLarge` if the request can never fit.
+        """
+        chunk, budget = self.settings.prefill_chunk, self.settings.kv_cache_bytes
         shape = rectangle(
             [prompt + params.max_tokens] * params.sequences,
             context_length=manifest.dimensions.context_length,
             max_slots=self.settings.max_batch_size,
         )
-        chunk = self.settings.prefill_chunk
-        beside = prompt_room(prompt, chunk, scored=params.prompt_logprobs)
-        tokens = kv_tokens(shape, beside, chunk)
-        needed = tokens * bytes_per_token(manifest.dimensions, manifest.kv.dtype)
-        if needed > self.settings.kv_cache_bytes:
-            raise ModelTooLarge(
-                f"The request needs {needed:,} bytes of KV cache and there are "
-                f"{self.settings.kv_cache_bytes:,}; ask for fewer or shorter sequences, or raise "
-                "--kv-cache-bytes."
-            )
+        scored = scored_together(prompt, chunk) if params.prompt_logprobs else 0
+        while True:
+            tokens = kv_tokens(shape, prompt_room(prompt, chunk, scored), chunk)
+            needed = tokens * bytes_per_token(manifest.dimensions, manifest.kv.dtype)
+            if needed <= budget:
+                return scored
+            if scored <= 1:
+                break
+            scored //= 2
+        raise ModelTooLarge(
+            f"The request needs {needed:,} bytes of KV cache and there are {budget:,}; ask for "
+            "fewer or shorter sequences, or raise --kv-cache-bytes."
+        )
 
     def _prepare_again(self, message: Waiting) -> Package:
         """The package that the store has for it now. Changes the request to one for that."""
@@ -419,6 +437,7 @@ class Engine:
         request.prompt, request.begun = prepared.prompt, prepared.begun
         request.prompt_ids = prepared.prompt_ids
         request.params = prepared.params
+        request.scored_together = prepared.scored_together
         request.sequences.clear()
         manifest = prepared.package.manifest
         request.make_sequences(manifest.eos_token_ids, prepared.tokenizer.token_bytes)

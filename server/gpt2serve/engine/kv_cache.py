@@ -64,14 +64,16 @@ MOST_SCORED = 16
 
 
 def scored_together(prompt_tokens: int, chunk: int) -> int:
-    """How many places of a prompt are scored in one step, each in a slot of its own."""
+    """How many places of a prompt are scored in one step at most, each in a slot of its own."""
     return max(2, min(SCORED_TOKENS // whole_chunks(prompt_tokens, chunk), MOST_SCORED))
 
 
-def prompt_room(prompt_tokens: int, chunk: int, *, scored: bool) -> int:
-    """Tokens of KV cache that a prompt takes beside the batch while it is being read."""
-    slots = 1 + scored_together(prompt_tokens, chunk) if scored else 1
-    return slots * whole_chunks(prompt_tokens, chunk)
+def prompt_room(prompt_tokens: int, chunk: int, scored: int = 0) -> int:
+    """Tokens of KV cache that a prompt takes beside the batch while it is being read.
+
+    scored: places that are scored together.
+    """
+    return (1 + scored) * whole_chunks(prompt_tokens, chunk)
 
 
 def whole_chunks(tokens: int, chunk: int) -> int:

@@ -97,6 +97,8 @@ class Request:
     times: Times
     asked: Asked | None = None
     begun: bytes = b""
+    #: Places of the prompt that are scored in one step; 0 if none are to be.
+    scored_together: int = 0
     owner: str = ""
     sequences: list[Sequence] = field(default_factory=list)
     completion_tokens: int = 0
@@ -117,7 +119,7 @@ class Request:
 
     def prompt_room(self, chunk: int) -> int:
         """Tokens of KV cache that the prompt takes beside the batch while it is being read."""
-        return prompt_room(self.prompt_length, chunk, scored=self.params.prompt_logprobs)
+        return prompt_room(self.prompt_length, chunk, self.scored_together)
 
     @property
     def tokens_used(self) -> int:

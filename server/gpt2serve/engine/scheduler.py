@@ -19,7 +19,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
-from gpt2serve.engine.kv_cache import KVShape, rectangle, scored_together
+from gpt2serve.engine.kv_cache import KVShape, rectangle
 from gpt2serve.engine.request import Request, Sequence
 from gpt2serve.engine.shares import OF_A_BATCH, leaves_room
 
@@ -238,7 +238,7 @@ class Scheduler:
         return not leaves_room(has, len(request.sequences), free, OF_A_BATCH)
 
     def _is_long(self, request: Request) -> bool:
-        return request.prompt_length > self._chunk or request.params.prompt_logprobs
+        return request.prompt_length > self._chunk or request.scored_together > 0
 
     def _begin_long(self, line: list[Request]) -> None:
         if self._fit([line[0]]):
@@ -255,7 +255,7 @@ class Scheduler:
             self.long_done = min(start + self._chunk, tokens)
             return PrefillChunk(self.long, start, self.long_done)
         start = self.long_scored
-        self.long_scored = min(start + scored_together(tokens, self._chunk), tokens - 1)
+        self.long_scored = min(start + self.long.scored_together, tokens - 1)
         return Score(self.long, start, self.long_scored)
 
     def _take_short(self, line: list[Request]) -> list[Request]:

@@ -203,7 +203,7 @@ class ModelWorker:
             batch = self._memory.for_long_prompt(request)
             self._long_prompt = LongPrompt(request, self.runner, batch)
         self._long.read(chunk.start, chunk.stop)
-        to_score = request.params.prompt_logprobs and request.prompt_length > 1
+        to_score = request.scored_together > 0 and request.prompt_length > 1
         return self._long_prompt_done() if chunk.last and not to_score else None
 
     def _score(self, plan: Score) -> StepOutput | None:
@@ -220,7 +220,7 @@ class ModelWorker:
         """Its sequences run from now on, if they are to get any token."""
         prompt, self._long_prompt = self._long, None
         request = prompt.request
-        if request.params.prompt_logprobs:
+        if request.scored_together > 0:
             self._host.outbox.add(request.stream, PromptTokens(tuple(prompt.scores)))
         if request.params.max_tokens > 0:
             return self._join([request], prompt.batch, prompt.logits, prompt.slot)
