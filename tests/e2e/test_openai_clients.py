@@ -123,9 +123,12 @@ def test_equal_wishes_give_equal_texts(
     assert [choice.index for choice in choices] == list(range(len(choices)))
 
 
+@pytest.mark.parametrize("echo", [False, True])
 @pytest.mark.parametrize("logprobs", [None, 2])
-def test_a_stream_adds_up_to_the_whole(client: openai.OpenAI, logprobs: int | None) -> None:
-    fields = {"n": 3, "max_tokens": 30, "logprobs": logprobs, "stop": [" of"]}
+def test_a_stream_adds_up_to_the_whole(
+    client: openai.OpenAI, logprobs: int | None, echo: bool
+) -> None:
+    fields = {"n": 3, "max_tokens": 30, "logprobs": logprobs, "echo": echo, "stop": [" of"]}
     whole = complete(client, **fields)
     stream = client.completions.create(
         model=MODEL, prompt=PROMPT, seed=7, stream=True, stream_options={"include_usage": True},
@@ -213,6 +216,26 @@ def test_logprobs_belong_to_the_tokens_of_the_text(client: openai.OpenAI) -> Non
         assert sum(map(math.exp, top.values())) <= 1 + 1e-5
         # Not one of the five, or a token that is: nothing that is left out is likelier.
         assert min(top, key=top.__getitem__) == token or len(top) == 5
+
+
+def test_echo_scores_the_prompt(client: openai.OpenAI, tokenizer: Tokenizer) -> None:
+    """Tokens that were generated score as they did while they were generated."""
+    (made,) = complete(client, max_tokens=12, logprobs=1, echo=True).choices
+    assert made.logprobs is not None
+    assert "".join(made.logprobs.tokens) == made.text
+    assert made.text.startswith(PROMPT)
+    # The first has a logprob: the model's prefix, which is not shown, comes before it.
+    assert None not in made.logprobs.token_logprobs
+    ids = [one for name in made.logprobs.tokens for one in tokenizer.encode(name).ids]
+    (scored,) = complete(client, [END, *ids], max_tokens=0, logprobs=1, echo=True).choices
+    assert (scored.text, scored.finish_reason) == (made.text, "length")
+    assert scored.logprobs is not None
+    assert scored.logprobs.tokens == ["<|endoftext|>", *made.logprobs.tokens]
+    assert scored.logprobs.text_offset == [0, *made.logprobs.text_offset]
+    first, *rest = scored.logprobs.token_logprobs
+    assert first is None
+    assert rest == pytest.approx(made.logprobs.token_logprobs, abs=1e-4)
+    assert scored.logprobs.top_logprobs[0] is None
 
 
 def test_logit_bias_forces_and_bans(client: openai.OpenAI, tokenizer: Tokenizer) -> None:
