@@ -34,6 +34,28 @@ def test_least_computing_time_first() -> None:
     assert [model.name for model in Turns().order(models)] == ["c", "b", "a"]
 
 
+def test_owners_take_turns_whatever_number_of_models_each_has() -> None:
+    """One owner works in 50 models, the other in one."""
+    models = [Model(f"a{n}") for n in range(50)] + [Model("b")]
+    spent = {"a": 0.0, "b": 0.0}
+    for _ in range(1000):
+        first = Turns().order(models, lambda model: spent[model.name[0]])[0]
+        first.virtual_time += 1.0
+        spent[first.name[0]] += 1.0
+    assert spent == {"a": 500.0, "b": 500.0}
+    times = [model.virtual_time for model in models[:50]]
+    assert max(times) - min(times) <= 1.0
+
+
+@given(times=st.lists(st.floats(0, 10), max_size=20), packed=st.lists(st.booleans(), max_size=20))
+@settings(deadline=None, derandomize=True)
+def test_with_one_owner_the_order_is_that_of_the_models(
+    times: list[float], packed: list[bool]
+) -> None:
+    models = [Model(str(n), p, t) for n, (t, p) in enumerate(zip(times, packed, strict=False))]
+    assert Turns().order(models, lambda _: 3.5) == Turns().order(models)
+
+
 def test_a_model_that_was_just_loaded_goes_first_and_then_waits() -> None:
     hot, cold = Model("hot", virtual_time=5.0), Model("cold", packed=False, virtual_time=5.0)
     played = play(Turns(), [hot, cold], {"hot": 1.0, "cold": 3.0}, 8)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
+from pathlib import Path
 
 import pytest
 
@@ -109,6 +110,14 @@ def test_patterns(patterns: tuple[str, ...] | None, may: list[str], may_not: lis
     key = ApiKey(digest=b"", name="x", models=patterns)
     assert [model for model in may if not key.may_use(model)] == []
     assert [model for model in may_not if key.may_use(model)] == []
+
+
+def test_the_example_of_the_docs() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "keys.md").read_text()
+    example = text.split("# who may in", 1)[1].split("```", 1)[0]
+    alice, bot = parse_keys(example, "docs").values()
+    assert (alice.name, alice.rate, alice.models) == ("alice", None, None)
+    assert (bot.rate, bot.models) == (60000, ("huggingtweets/*", "me/my-model"))
 
 
 def test_new_keys_cannot_be_guessed() -> None:
