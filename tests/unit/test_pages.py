@@ -154,6 +154,14 @@ class _Mounted(Served):
         self.app = app
 
 
+def test_the_page_leads_to_the_reference() -> None:
+    served = Served()
+    (address,) = re.findall(r'<a href="([^"]*)"', served.request("GET", "/").text)
+    answer = served.request("GET", f"/{address}")
+    assert answer.status_code == 200
+    assert answer.headers["content-type"].startswith("text/html")
+
+
 def test_the_schema_does_not_speak_of_the_page() -> None:
     paths = Served().request("GET", "/schema").json()["paths"]
     assert not [path for path in paths if path == "/" or path.startswith("/playground")]
