@@ -5,14 +5,20 @@ The card is decoration: whatever is wrong with it, the export goes on with what 
 
 from __future__ import annotations
 
+import base64
 import html
+import mimetypes
 import re
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from gpt2serve.package import ModelCard
 
 CARD_FILE = "README.md"
+#: In bytes; a larger one would make the manifest slow to read.
+LARGEST_PICTURE = 32 * 1024
 
 _FRONT_MATTER = re.compile(r"\A\s*---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(?:\r?\n|\Z)", re.DOTALL)
 _HEADING = re.compile(r"^#\s+(.+?)\s*#*\s*$", re.MULTILINE)
@@ -29,7 +35,26 @@ def load_card(folder: Path) -> ModelCard:
         text = (folder / CARD_FILE).read_text(encoding="utf-8", errors="replace")
     except OSError:
         return ModelCard()
-    return parse_card(text)
+    card = parse_card(text)
+    return msgspec.structs.replace(card, picture=_carried(folder, card.picture))
+
+
+def _carried(folder: Path, picture: str) -> str:
+    """The address of `picture`; of a small file beside the card, one that holds the file itself.
+
+    Nobody has the folder who has the package.
+    """
+    media_type, _ = mimetypes.guess_type(picture)
+    path = folder / picture
+    try:
+        if ":" in picture or not path.resolve().is_relative_to(folder.resolve()):
+            return picture
+        if (media_type or "").startswith("image/") and path.stat().st_size <= LARGEST_PICTURE:
+            data = base64.b64encode(path.read_bytes()).decode("ascii")
+            return f"data:{media_type};base64,{data}"
+    except (OSError, ValueError):  # ValueError: a name that no file can have
+        pass
+    return picture
 
 
 def parse_card(text: str) -> ModelCard:

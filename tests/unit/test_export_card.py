@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpt2export.card import load_card, parse_card
+from gpt2export.card import LARGEST_PICTURE, load_card, parse_card
 from gpt2serve.package import ModelCard
 
 HUGGINGTWEETS = """\
@@ -91,3 +92,33 @@ def test_no_card_and_one_that_is_not_utf8(tmp_path: Path) -> None:
     assert load_card(tmp_path) == ModelCard()
     (tmp_path / "README.md").write_bytes(b"# Caf\xe9\n")
     assert load_card(tmp_path).title == "Caf\ufffd"
+
+
+# -- pictures in the folder ------------------------------------------------------------------
+
+SVG = b"<svg xmlns='http://www.w3.org/2000/svg'/>"
+
+
+def picture_of(folder: Path, address: str) -> str:
+    (folder / "README.md").write_text(f"---\nthumbnail: '{address}'\n---\n", encoding="utf-8")
+    return load_card(folder).picture
+
+
+def test_a_small_picture_beside_the_card_is_carried_in_its_address(tmp_path: Path) -> None:
+    (tmp_path / "me.svg").write_bytes(SVG)
+    address = picture_of(tmp_path, "me.svg")
+    assert address.startswith("data:image/svg+xml;base64,")
+    assert base64.b64decode(address.partition(",")[2]) == SVG
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["https://a.example/me.svg", "missing.svg", "../out.svg", "large.png", "text.txt", ""],
+)
+def test_other_addresses_stay_as_they_are(tmp_path: Path, address: str) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (tmp_path / "out.svg").write_bytes(SVG)
+    (folder / "large.png").write_bytes(b"x" * (LARGEST_PICTURE + 1))
+    (folder / "text.txt").write_bytes(b"x")
+    assert picture_of(folder, address) == address
