@@ -24,11 +24,9 @@ TOKENIZER = ROOT / "samples" / MODEL
 REQUESTS, STREAMS, PROMPT_TOKENS, OUTPUT_TOKENS = 20, 4, 16, 40
 
 
-def program(variable: str, name: str, version: str) -> str:
-    found = shutil.which(os.environ.get(variable, name))
-    if found is None:
-        pytest.skip(f"there is no {name}: pip install {name}=={version}, in a venv of its own")
-    return found
+GUIDELLM = shutil.which(os.environ.get("GUIDELLM", "guidellm"))
+AIPERF = shutil.which(os.environ.get("AIPERF", "aiperf"))
+HOW = "there is no {0} here: pip install {0}=={1}, in a venv of its own"
 
 
 def run(command: list[str], folder: Path, **environment: str) -> None:
@@ -45,13 +43,13 @@ def run(command: list[str], folder: Path, **environment: str) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.skipif(GUIDELLM is None, reason=HOW.format("guidellm", "0.8.1"))
 def test_guidellm(serve: Callable[..., Server], tmp_path: Path) -> None:
-    guidellm = program("GUIDELLM", "guidellm", "0.8.1")
     server = serve()
     backend = f"kind=openai_http,target={server.url},model={MODEL},request_format=/v1/completions"
     data = f"prompt_tokens={PROMPT_TOKENS},output_tokens={OUTPUT_TOKENS}"
     command = [
-        *(guidellm, "run", "--backend", backend),
+        *(str(GUIDELLM), "run", "--backend", backend),
         *("--profile", f"kind=concurrent,streams={STREAMS}"),
         *("--constraint", f"kind=max_requests,count={REQUESTS}"),
         *("--tokenizer", f"kind=huggingface_auto,model={TOKENIZER}"),
@@ -69,11 +67,11 @@ def test_guidellm(serve: Callable[..., Server], tmp_path: Path) -> None:
     assert server.metric("generation_tokens_total") >= REQUESTS * OUTPUT_TOKENS
 
 
+@pytest.mark.skipif(AIPERF is None, reason=HOW.format("aiperf", "0.13.0"))
 def test_aiperf(serve: Callable[..., Server], tmp_path: Path) -> None:
-    aiperf = program("AIPERF", "aiperf", "0.13.0")
     server = serve()
     command = [
-        *(aiperf, "profile", "-m", MODEL, "--url", server.url),
+        *(str(AIPERF), "profile", "-m", MODEL, "--url", server.url),
         *("--endpoint-type", "completions", "--streaming", "--tokenizer", str(TOKENIZER)),
         *("--concurrency", str(STREAMS), "--request-count", str(REQUESTS)),
         *("--synthetic-input-tokens-mean", str(PROMPT_TOKENS)),
