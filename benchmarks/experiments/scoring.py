@@ -19,6 +19,7 @@ from benchmarks.common.model import CACHE, prepare
 from gpt2serve import Engine, SamplingParams
 from gpt2serve.engine.engine import PreparedRequest
 from gpt2serve.engine.stream import BlockingStream
+from gpt2serve.settings import engine_settings
 
 TOKENS = (16, 64, 128, 256, 512, 1000)
 TOGETHER = (1, 2, 4, 8, 16)
@@ -33,8 +34,14 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, default=CACHE)
     args = parser.parse_args()
     assets = prepare(args.cache, ["package-int8"])
-    room = {"model_cache_bytes": "1GiB", "kv_cache_bytes": "4GiB", "device": "cpu"}
-    with Engine(assets.store, threads=args.threads, **room) as engine:
+    settings = engine_settings(
+        assets.store,
+        device="cpu",
+        threads=args.threads,
+        model_cache_bytes="1GiB",
+        kv_cache_bytes="4GiB",
+    )
+    with Engine(settings=settings) as engine:
         engine.load(assets.model)
         print(f"{'s, places in one step:':24}{'reading':>9}{'chosen':>8}", end="")
         print("".join(f"{together:>9}" for together in TOGETHER))
