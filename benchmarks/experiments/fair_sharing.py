@@ -28,6 +28,7 @@ from gpt2serve import Engine, SamplingParams
 from gpt2serve.engine.events import TokenEvent
 from gpt2serve.engine.observer import NoObserver, StepKind
 from gpt2serve.errors import Overloaded
+from gpt2serve.package import package_path, read_manifest
 
 PROMPT = "My fellow citizens, the state of the union is"
 #: What the other one asks for, and what the one who floods does.
@@ -121,11 +122,9 @@ async def run(
     print(f"{'':34}{'first token, ms':>18}{'answer, ms':>18}{'answer, steps':>18}{'flood,':>11}")
     print(f"{'':34}" + f"{'p50':>9}{'p95':>9}" * 3 + f"{'tokens/s':>11}")
     print(f"{'alone':34}{await bench.measure(mine, 'other')}", flush=True)
-    floods = {
-        "the same model": [mine],
-        "another model": others[:1],
-        f"{len(others)} other models": others,
-    }
+    floods = {f"{len(others)} other models": others}
+    if not args.room:
+        floods = {"the same model": [mine], "another model": others[:1]} | floods
     for name, flooded in floods.items():
         for way, owners in (("as one", ("", "")), ("told apart", ("flood", "other"))):
             async with bench.flooded_by(flooded, args.flood, owners[0]):
@@ -141,6 +140,7 @@ def main() -> None:
     )
     parser.add_argument("--flood", type=int, default=64, help="requests in flight")
     parser.add_argument("--models", type=int, default=20, help="of the widest flood")
+    parser.add_argument("--room", type=int, help="memory for so many models; left out, for all")
     parser.add_argument("--requests", type=int, default=20, help="of the other owner, each time")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--store", type=Path, help="has the package of --model, in int8")
@@ -153,7 +153,11 @@ def main() -> None:
     folder = args.cache / "fair-sharing" / assets.model
     many(assets, args.models + 1, [PACKAGE], folder)
     steps = Steps()
-    options = {"device": "cpu", "threads": args.threads, "model_cache_bytes": "60%"}
+    room: int | str = "60%"
+    if args.room:
+        package = read_manifest(package_path(folder / "store", model_ids(1)[0], "cpu", "int8"))
+        room = args.room * package.bytes_needed
+    options = {"device": "cpu", "threads": args.threads, "model_cache_bytes": room}
     with Engine(folder / "store", observer=steps, **options) as engine:
         asyncio.run(run(engine, steps, model_ids(args.models + 1), args))
 

@@ -380,3 +380,19 @@ def test_who_gets_its_turn_has_it_for_as_long_as_the_others() -> None:
     # "c" has waited longer than that, but "b" has only just begun.
     assert cache.held_back(2.0, 5.9) == set()
     assert cache.held_back(2.0, 6.1) == {"b"}
+
+
+def test_who_ranks_lower_comes_first_and_is_held_room_for() -> None:
+    rank = {"a": 2.0, "b": 2.0, "c": 1.0}
+    cache = ModelCache(10, rank=lambda key: rank[key])
+    cache.acquire("x", 10, 0.0)
+    rank["x"] = 0.0
+    assert cache.start_loads(0.0) == ["x"]
+    cache.loaded("x", 10, 0.0)
+    for key in "abc":
+        cache.acquire(key, 5, 0.0)
+    assert cache.start_loads(0.0) == []
+    assert cache.held_back(1.0, 2.0) == {"x"}
+    assert cache._held_for == "c"
+    cache.release("x", 2.0)
+    assert cache.start_loads(2.0) == ["c", "a"]

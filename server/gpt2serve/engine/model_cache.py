@@ -81,10 +81,13 @@ class ModelCache:
         retry_max: float = 60.0,
         on_evict: Callable[[str, EvictReason], None] = lambda _key, _reason: None,
         on_gone: Callable[[str], None] = lambda _key: None,
+        rank: Callable[[str], float] = lambda _key: 0.0,
     ) -> None:
+        """`rank` orders who waits for room: the lowest first, then first come, first served."""
         self.budget = budget
         self._on_evict = on_evict
         self._on_gone = on_gone
+        self._rank = rank
         #: In order of use: the first is the one whose last request came longest ago.
         self._entries: OrderedDict[str, Entry] = OrderedDict()
         #: Keys of blocked models, first come first; all of them are in `_entries`.
@@ -196,9 +199,9 @@ class ModelCache:
         self._change(key, State.FETCHING, now)
 
     def start_loads(self, now: float) -> list[str]:
-        """Make room for blocked models, first come, first served; returns those to load now."""
+        """Make room for blocked models, in their order; returns those to load now."""
         started = []
-        for key in list(self._line):
+        for key in sorted(self._line, key=self._rank):
             entry = self._entries[key]
             if entry.size > self._room_at_most(key):
                 continue  # see `take_impossible`
@@ -275,7 +278,7 @@ class ModelCache:
         soonest. Who is held back stays so until the first in line has its room; if the burden
         passed from one to another, it might never get it.
         """
-        first = next(iter(self._line), None)
+        first = min(self._line, key=self._rank, default=None)
         if first is None or any(e.state is State.LOADING for e in self._entries.values()):
             return set()
         if now - max(self._entries[first].since, self._turn) <= patience:

@@ -81,6 +81,7 @@ class Residency:
             retry_max=settings.load_retry_max,
             on_evict=self._evicted,
             on_gone=self._gone,
+            rank=self._rank,
         )
         #: By key: resident models; the package of all that the cache knows; who waits for it.
         self.workers: dict[str, ModelWorker] = {}
@@ -181,6 +182,12 @@ class Residency:
 
     def _to_hold_back(self) -> set[str]:
         return self.cache.held_back(self._settings.model_max_wait, self._host.clock())
+
+    def _rank(self, key: str) -> float:
+        """Of computing, the seconds that the owner has had who waits for it and has had least."""
+        waiting = self._waiting.get(key, ())
+        owners = {m.request.owner if isinstance(m, Submit) else "" for m in waiting}
+        return min(map(self._host.shares.seconds, owners), default=0.0)
 
     # -- fetches and loads ----------------------------------------------------------------
 

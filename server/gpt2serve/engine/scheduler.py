@@ -213,6 +213,8 @@ class Scheduler:
         Who has had the least computing time comes first. An owner who has to leave room to others
         is not in it, and so keeps nobody waiting.
         """
+        if not any(request.owner for request in self.waiting):
+            return list(self.waiting)
         turns: Counter[str] = Counter()
         limited: set[str] = set()
         line: list[tuple[int, float, int]] = []
