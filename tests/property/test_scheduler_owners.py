@@ -290,3 +290,17 @@ def test_a_request_that_wants_the_whole_batch_gets_it_some_day() -> None:
             scheduler.leave(scheduler.running[:1])
     assert large not in scheduler.waiting
     assert len(scheduler.waiting) > 10, "it waited for all others"
+
+
+def test_who_waits_for_others_to_end_makes_no_claim_to_steps() -> None:
+    scheduler = make_scheduler()
+    flood = make_request([1], owner="flood", sequences=BATCH)
+    scheduler.add(flood)
+    assert scheduler.schedule() == Prefill([flood])
+    scheduler.join(flood)
+    scheduler.add(make_request([1], owner="other"))
+    assert scheduler.claimants == {"flood", "other"}, "it may get in, as far as is known"
+    assert [scheduler.schedule() for _ in range(2)] == [Decode()] * 2
+    assert scheduler.claimants == {"flood"}
+    scheduler.leave(flood.sequences[:1])
+    assert scheduler.claimants == {"flood", "other"}
