@@ -6,35 +6,16 @@ here are those that hold for every model; what depends on the model is checked b
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
+from gpt2serve.api.fields import Count, CountOrZero, ModelId, Positive, described
 from gpt2serve.engine.checks import MAX_STOP_STRINGS
 from gpt2serve.engine.events import FinishReason, Generation, GenerationResult, Timing, Token, Usage
 from gpt2serve.engine.params import MAX_SEED, SamplingParams
-from gpt2serve.package import MODEL_ID_PATTERN
 
-_MAX_INT32 = 2**31 - 1
-
-
-def _described(description: str, *examples: Any) -> Meta:
-    return Meta(description=description, examples=list(examples) or None)
-
-
-_Count = Annotated[int, Meta(ge=1, le=_MAX_INT32)]
-_CountOrZero = Annotated[int, Meta(ge=0, le=_MAX_INT32)]
-_Positive = Annotated[float, Meta(gt=0)]
-#: What it may look like is told; `check_model_id` refuses the rest, and says more.
-ModelId = Annotated[
-    str,
-    Meta(
-        description="The model's id in the store.",
-        examples=["huggingtweets/bestmusiclyric-bygpt3"],
-        extra_json_schema={"pattern": MODEL_ID_PATTERN},
-    ),
-]
 _StopList = Annotated[list[str], Meta(max_length=MAX_STOP_STRINGS)]
 
 
@@ -42,59 +23,57 @@ class GenerateRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, 
     """Continue a prompt. A field left out, or null, takes the model's own default."""
 
     model: ModelId
-    prompt: Annotated[str, _described("The text to continue.", "My dream is")]
+    prompt: Annotated[str, described("The text to continue.", "My dream is")]
     num_return_sequences: Annotated[
-        _Count | None,
-        _described("Continuations to return; at most the server's batch size.", 5),
+        Count | None,
+        described("Continuations to return; at most the server's batch size.", 5),
     ] = None
     max_new_tokens: Annotated[
-        _Count | None, _described("Most tokens to generate; wins over max_length.", 60)
+        Count | None, described("Most tokens to generate; wins over max_length.", 60)
     ] = None
     min_new_tokens: Annotated[
-        _CountOrZero | None, _described("No end of text before that many generated tokens.", 0)
+        CountOrZero | None, described("No end of text before that many generated tokens.", 0)
     ] = None
     max_length: Annotated[
-        _Count | None, _described("Most tokens of prompt and generated text together.", 80)
+        Count | None, described("Most tokens of prompt and generated text together.", 80)
     ] = None
     min_length: Annotated[
-        _CountOrZero | None,
-        _described("No end of text before prompt and generated text have that many tokens.", 0),
+        CountOrZero | None,
+        described("No end of text before prompt and generated text have that many tokens.", 0),
     ] = None
     do_sample: Annotated[
-        bool | None, _described("Draw at random; false takes the likeliest token each time.")
+        bool | None, described("Draw at random; false takes the likeliest token each time.")
     ] = None
     temperature: Annotated[
-        _Positive | None,
-        _described("Below 1 sharpens the distribution, above 1 flattens it.", 1.0),
+        Positive | None,
+        described("Below 1 sharpens the distribution, above 1 flattens it.", 1.0),
     ] = None
     top_k: Annotated[
-        _CountOrZero | None, _described("Keep the k likeliest tokens; 0 keeps all.", 50)
+        CountOrZero | None, described("Keep the k likeliest tokens; 0 keeps all.", 50)
     ] = None
     top_p: Annotated[
         Annotated[float, Meta(gt=0, le=1)] | None,
-        _described("Keep the likeliest tokens that together reach this probability.", 0.95),
+        described("Keep the likeliest tokens that together reach this probability.", 0.95),
     ] = None
     repetition_penalty: Annotated[
-        _Positive | None,
-        _described("Above 1 makes tokens that were there already less likely.", 1.0),
+        Positive | None,
+        described("Above 1 makes tokens that were there already less likely.", 1.0),
     ] = None
     no_repeat_ngram_size: Annotated[
-        _CountOrZero | None,
-        _described("Sequences of that many tokens occur once only; 0 allows all.", 0),
+        CountOrZero | None,
+        described("Sequences of that many tokens occur once only; 0 allows all.", 0),
     ] = None
     stop: Annotated[
         str | _StopList | None,
-        _described("Generation ends where this string, or one of these, would begin.", ["\n"]),
+        described("Generation ends where this string, or one of these, would begin.", ["\n"]),
     ] = None
     seed: Annotated[
         Annotated[int, Meta(ge=0, le=MAX_SEED)] | None,
-        _described("The same seed gives the same text. Drawn if left out.", 7),
+        described("The same seed gives the same text. Drawn if left out.", 7),
     ] = None
-    return_full_text: Annotated[bool, _described("Put the prompt in front of each text.")] = True
-    details: Annotated[bool, _described("Also return every token with its log-probability.")] = (
-        False
-    )
-    stream: Annotated[bool, _described("Answer with text/event-stream, token by token.")] = False
+    return_full_text: Annotated[bool, described("Put the prompt in front of each text.")] = True
+    details: Annotated[bool, described("Also return every token with its log-probability.")] = False
+    stream: Annotated[bool, described("Answer with text/event-stream, token by token.")] = False
 
     def params(self) -> SamplingParams:
         """The same wishes in the engine's terms."""

@@ -10,16 +10,12 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
+from gpt2serve.api.fields import Count, CountOrZero, Positive, described
 from gpt2serve.engine.checks import MAX_STOP_STRINGS
 from gpt2serve.engine.params import MAX_SEED, MOST_TOP_LOGPROBS
 
 #: Each takes a place in the queue.
 MOST_INPUTS = 128
-_MAX_INT32 = 2**31 - 1
-
-
-def _described(description: str, *examples: Any) -> Meta:
-    return Meta(description=description, examples=list(examples) or None)
 
 
 def _only(description: str, *, value: bool) -> Meta:
@@ -31,9 +27,6 @@ def _refused(name: str) -> Meta:
     return Meta(description=f"{name} is not supported.", extra_json_schema={"type": "null"})
 
 
-_Count = Annotated[int, Meta(ge=1, le=_MAX_INT32)]
-_CountOrZero = Annotated[int, Meta(ge=0, le=_MAX_INT32)]
-_Positive = Annotated[float, Meta(gt=0)]
 _Share = Annotated[float, Meta(gt=0, le=1)]
 
 
@@ -43,69 +36,67 @@ class TextGenerationParameters(
     """How to continue, in the words of Text Generation Inference. Null is as good as left out."""
 
     max_new_tokens: Annotated[
-        _Count | None,
-        _described("Most tokens to generate; left out, the model's own default.", 20),
+        Count | None,
+        described("Most tokens to generate; left out, the model's own default.", 20),
     ] = None
     do_sample: Annotated[
         bool | None,
-        _described(
+        described(
             "Draw at random; false takes the likeliest token each time. Left out, "
             "`POST /models/{id}` draws, and the other addresses do so if temperature, top_k, top_p "
             "or typical_p is given."
         ),
     ] = None
     temperature: Annotated[
-        _Positive | None,
-        _described("Below 1 sharpens the distribution, above 1 flattens it.", 0.7),
+        Positive | None,
+        described("Below 1 sharpens the distribution, above 1 flattens it.", 0.7),
     ] = None
     top_k: Annotated[
-        _CountOrZero | None, _described("Keep the k likeliest tokens; 0 keeps all.", 50)
+        CountOrZero | None, described("Keep the k likeliest tokens; 0 keeps all.", 50)
     ] = None
     top_p: Annotated[
         _Share | None,
-        _described("Keep the likeliest tokens that together reach this probability.", 0.95),
+        described("Keep the likeliest tokens that together reach this probability.", 0.95),
     ] = None
     typical_p: Annotated[
         _Share | None,
-        _described("Keep the most typical tokens that together reach this probability.", 0.95),
+        described("Keep the most typical tokens that together reach this probability.", 0.95),
     ] = None
     repetition_penalty: Annotated[
-        _Positive | None,
-        _described("Above 1 makes tokens that were there already less likely.", 1.03),
+        Positive | None,
+        described("Above 1 makes tokens that were there already less likely.", 1.03),
     ] = None
     frequency_penalty: Annotated[
         Annotated[float, Meta(ge=-2, le=2)] | None,
-        _described("Taken off a token's logit as often as it was generated already.", 0.1),
+        described("Taken off a token's logit as often as it was generated already.", 0.1),
     ] = None
     stop: Annotated[
         Annotated[list[str], Meta(max_length=MAX_STOP_STRINGS)] | None,
-        _described("The text ends where one of these would begin.", ["\n"]),
+        described("The text ends where one of these would begin.", ["\n"]),
     ] = None
     seed: Annotated[
         Annotated[int, Meta(ge=0, le=MAX_SEED)] | None,
-        _described("The same seed gives the same text. Drawn if left out.", 7),
+        described("The same seed gives the same text. Drawn if left out.", 7),
     ] = None
-    truncate: Annotated[_Count | None, _described("Read only the last tokens of inputs.", 100)] = (
-        None
-    )
+    truncate: Annotated[Count | None, described("Read only the last tokens of inputs.", 100)] = None
     return_full_text: Annotated[
         bool | None,
-        _described(
+        described(
             "Put inputs in front of the text. Left out, `POST /models/{id}` does, and the other "
             "addresses do not."
         ),
     ] = None
     best_of: Annotated[
-        _Count | None,
-        _described("Draw that many texts and return the one whose tokens are likeliest.", 1),
+        Count | None,
+        described("Draw that many texts and return the one whose tokens are likeliest.", 1),
     ] = None
-    details: Annotated[bool | None, _described("Tell about every token.")] = None
+    details: Annotated[bool | None, described("Tell about every token.")] = None
     decoder_input_details: Annotated[
-        bool | None, _described("Tell about every token of inputs, too; sets `details`.")
+        bool | None, described("Tell about every token of inputs, too; sets `details`.")
     ] = None
     top_n_tokens: Annotated[
         Annotated[int, Meta(ge=0, le=MOST_TOP_LOGPROBS)] | None,
-        _described("In details and streams, the likeliest tokens beside each token.", 2),
+        described("In details and streams, the likeliest tokens beside each token.", 2),
     ] = None
     watermark: Annotated[bool | None, _only("A watermark is not supported.", value=False)] = None
     grammar: Annotated[Any, _refused("A grammar")] = None
@@ -116,24 +107,24 @@ class PipelineParameters(TextGenerationParameters, kw_only=True, frozen=True):
     """The same, and what transformers' pipeline and the Inference API take beside it."""
 
     num_return_sequences: Annotated[
-        _Count | None, _described("Texts to return; at most the server's batch size.", 1)
+        Count | None, described("Texts to return; at most the server's batch size.", 1)
     ] = None
     max_time: Annotated[
-        _Positive | None, _described("Seconds after which no token is begun.", 60.0)
+        Positive | None, described("Seconds after which no token is begun.", 60.0)
     ] = None
     max_length: Annotated[
-        _Count | None, _described("Most tokens of inputs and generated text together.", 80)
+        Count | None, described("Most tokens of inputs and generated text together.", 80)
     ] = None
     min_length: Annotated[
-        _CountOrZero | None,
-        _described("No end of text before inputs and generated text have that many tokens.", 0),
+        CountOrZero | None,
+        described("No end of text before inputs and generated text have that many tokens.", 0),
     ] = None
     min_new_tokens: Annotated[
-        _CountOrZero | None, _described("No end of text before that many generated tokens.", 0)
+        CountOrZero | None, described("No end of text before that many generated tokens.", 0)
     ] = None
     no_repeat_ngram_size: Annotated[
-        _CountOrZero | None,
-        _described("Sequences of that many tokens occur once only; 0 allows all.", 0),
+        CountOrZero | None,
+        described("Sequences of that many tokens occur once only; 0 allows all.", 0),
     ] = None
 
 
@@ -142,13 +133,13 @@ class InferenceOptions(msgspec.Struct, kw_only=True, forbid_unknown_fields=True,
 
     wait_for_model: Annotated[
         bool | None,
-        _described(
+        described(
             "false: if the model is not in memory, answer 503 and load it meanwhile. Left out, the "
             "answer waits for the model, mostly for milliseconds."
         ),
     ] = None
     use_cache: Annotated[
-        bool | None, _described("There is no cache of answers, so neither value changes anything.")
+        bool | None, described("There is no cache of answers, so neither value changes anything.")
     ] = None
 
 
@@ -157,20 +148,20 @@ class InferenceRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True,
 
     inputs: Annotated[
         str | Annotated[list[str], Meta(min_length=1, max_length=MOST_INPUTS)],
-        _described("The text to continue, or several.", "My dream is"),
+        described("The text to continue, or several.", "My dream is"),
     ]
     parameters: PipelineParameters | None = None
     options: InferenceOptions | None = None
-    stream: Annotated[bool | None, _described("Answer with text/event-stream, token by token.")] = (
+    stream: Annotated[bool | None, described("Answer with text/event-stream, token by token.")] = (
         None
     )
 
 
 class _TgiRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, frozen=True):
-    inputs: Annotated[str, _described("The text to continue.", "My dream is")]
+    inputs: Annotated[str, described("The text to continue.", "My dream is")]
     parameters: Annotated[
         TextGenerationParameters | None,
-        _described("Without any, tokens are drawn; with an empty object, they are not."),
+        described("Without any, tokens are drawn; with an empty object, they are not."),
     ] = None
 
 

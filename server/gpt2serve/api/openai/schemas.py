@@ -5,12 +5,12 @@ Fields, ranges and defaults are OpenAI's, and vLLM's where OpenAI has none.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from gpt2serve.api.schemas import ModelId
+from gpt2serve.api.fields import MAX_INT32, CountOrZero, ModelId, described
 from gpt2serve.engine.checks import MAX_STOP_LENGTH
 from gpt2serve.engine.params import MAX_SEED
 
@@ -19,16 +19,10 @@ MAX_STOP_STRINGS = 4
 MAX_LOGPROBS = 5
 MAX_CHOICES = 128
 MAX_BIAS = 100
-_MAX_INT32 = 2**31 - 1
 
 
-def _described(description: str, *examples: Any) -> Meta:
-    return Meta(description=description, examples=list(examples) or None)
-
-
-_TokenId = Annotated[int, Meta(ge=0, le=_MAX_INT32)]
+_TokenId = Annotated[int, Meta(ge=0, le=MAX_INT32)]
 _Choices = Annotated[int, Meta(ge=1, le=MAX_CHOICES)]
-_CountOrZero = Annotated[int, Meta(ge=0, le=_MAX_INT32)]
 _Share = Annotated[float, Meta(ge=0, le=1)]
 _Penalty = Annotated[float, Meta(ge=-2, le=2)]
 _Bias = Annotated[float, Meta(ge=-MAX_BIAS, le=MAX_BIAS)]
@@ -36,7 +30,7 @@ _StopString = Annotated[str, Meta(min_length=1, max_length=MAX_STOP_LENGTH)]
 
 #: msgspec reads lists of texts, of ids and of lists of ids as one kind of list, and says `anyOf`;
 #: this tells them apart in the schema, as `prompts_of` does.
-_ID_SCHEMA = {"type": "integer", "minimum": 0, "maximum": _MAX_INT32}
+_ID_SCHEMA = {"type": "integer", "minimum": 0, "maximum": MAX_INT32}
 _IDS_SCHEMA = {"type": "array", "items": _ID_SCHEMA, "minItems": 1}
 _PROMPT_SCHEMA = {
     "oneOf": [
@@ -55,14 +49,14 @@ class StreamOptions(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, fr
 
     include_usage: Annotated[
         bool | None,
-        _described("One chunk more before the end, without choices and with the `usage`."),
+        described("One chunk more before the end, without choices and with the `usage`."),
     ] = None
     continuous_usage_stats: Annotated[
         bool | None,
-        _described("With `include_usage`: the usage so far in all other chunks, too; vLLM's."),
+        described("With `include_usage`: the usage so far in all other chunks, too; vLLM's."),
     ] = None
     include_obfuscation: Annotated[
-        Literal[False] | None, _described("Chunks are never obfuscated, so only false.")
+        Literal[False] | None, described("Chunks are never obfuscated, so only false.")
     ] = None
 
 
@@ -80,16 +74,16 @@ class CompletionRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True
         ),
     ]
     max_tokens: Annotated[
-        _CountOrZero | None,
-        _described("Most tokens to generate; 16 if left out. 0 only with `echo`.", 16),
+        CountOrZero | None,
+        described("Most tokens to generate; 16 if left out. 0 only with `echo`.", 16),
     ] = None
     n: Annotated[
         _Choices | None,
-        _described("Completions of each prompt; 1 if left out, at most the server's batch.", 1),
+        described("Completions of each prompt; 1 if left out, at most the server's batch.", 1),
     ] = None
     best_of: Annotated[
         _Choices | None,
-        _described(
+        described(
             "Generate so many and return the `n` with the highest mean log-probability of their "
             "tokens, best first. Not beyond `n` with `stream`.",
             1,
@@ -97,32 +91,32 @@ class CompletionRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True
     ] = None
     temperature: Annotated[
         Annotated[float, Meta(ge=0)] | None,
-        _described("1 if left out; 0 takes the likeliest token each time.", 1.0),
+        described("1 if left out; 0 takes the likeliest token each time.", 1.0),
     ] = None
     top_p: Annotated[
         _Share | None,
-        _described("Keep the likeliest tokens that together reach this probability.", 1.0),
+        described("Keep the likeliest tokens that together reach this probability.", 1.0),
     ] = None
     stop: Annotated[
         _StopString | Annotated[list[_StopString], Meta(max_length=MAX_STOP_STRINGS)] | None,
-        _described("The text ends where this string, or one of up to 4, would begin.", ["\n"]),
+        described("The text ends where this string, or one of up to 4, would begin.", ["\n"]),
     ] = None
     logprobs: Annotated[
         Annotated[int, Meta(ge=0, le=MAX_LOGPROBS)] | None,
-        _described(
+        described(
             "The log-probability of each token, and of so many likeliest ones in its place.", 2
         ),
     ] = None
-    echo: Annotated[bool | None, _described("Put the prompt before each text.")] = None
+    echo: Annotated[bool | None, described("Put the prompt before each text.")] = None
     seed: Annotated[
         Annotated[int, Meta(ge=0, le=MAX_SEED)] | None,
-        _described("The same seed gives the same text. Drawn if left out.", 7),
+        described("The same seed gives the same text. Drawn if left out.", 7),
     ] = None
     presence_penalty: Annotated[
-        _Penalty | None, _described("Above 0: less of the tokens that were generated already.", 0)
+        _Penalty | None, described("Above 0: less of the tokens that were generated already.", 0)
     ] = None
     frequency_penalty: Annotated[
-        _Penalty | None, _described("The same, as often as they were generated.", 0)
+        _Penalty | None, described("The same, as often as they were generated.", 0)
     ] = None
     logit_bias: Annotated[
         dict[_TokenId, _Bias] | None,
@@ -132,29 +126,29 @@ class CompletionRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True
             extra_json_schema={"propertyNames": {"pattern": "^(0|[1-9][0-9]{0,8})$"}},
         ),
     ] = None
-    stream: Annotated[bool | None, _described("Answer with text/event-stream, in chunks.")] = None
-    stream_options: Annotated[StreamOptions | None, _described("Only with `stream`.")] = None
+    stream: Annotated[bool | None, described("Answer with text/event-stream, in chunks.")] = None
+    stream_options: Annotated[StreamOptions | None, described("Only with `stream`.")] = None
     user: Annotated[
-        str | None, _described("Whom it is for, in your terms. It changes nothing.", "u-1")
+        str | None, described("Whom it is for, in your terms. It changes nothing.", "u-1")
     ] = None
-    suffix: Annotated[None, _described("Not supported: these models do not insert text.")] = None
+    suffix: Annotated[None, described("Not supported: these models do not insert text.")] = None
     top_k: Annotated[
-        Annotated[int, Meta(ge=-1, le=_MAX_INT32)] | None,
-        _described("Keep the k likeliest tokens; 0 or -1, as if left out, keeps all. vLLM's.", 50),
+        Annotated[int, Meta(ge=-1, le=MAX_INT32)] | None,
+        described("Keep the k likeliest tokens; 0 or -1, as if left out, keeps all. vLLM's.", 50),
     ] = None
     min_p: Annotated[
         _Share | None,
-        _described("Keep tokens at least that likely as the likeliest one. vLLM's.", 0.05),
+        described("Keep tokens at least that likely as the likeliest one. vLLM's.", 0.05),
     ] = None
     repetition_penalty: Annotated[
         Annotated[float, Meta(gt=0)] | None,
-        _described("Above 1 makes tokens that were there already less likely. vLLM's.", 1.1),
+        described("Above 1 makes tokens that were there already less likely. vLLM's.", 1.1),
     ] = None
     min_tokens: Annotated[
-        _CountOrZero | None,
-        _described("No end of text before that many generated tokens. vLLM's.", 0),
+        CountOrZero | None,
+        described("No end of text before that many generated tokens. vLLM's.", 0),
     ] = None
-    ignore_eos: Annotated[bool | None, _described("Go on after the end of text. vLLM's.")] = None
+    ignore_eos: Annotated[bool | None, described("Go on after the end of text. vLLM's.")] = None
 
     @property
     def choices(self) -> int:
