@@ -9,7 +9,8 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from gpt2serve.engine.params import MAX_SEED, ResolvedParams, SamplingParams, resolve
+from gpt2serve.engine.defaults import resolve
+from gpt2serve.engine.params import MAX_SEED, ResolvedParams, SamplingParams
 from gpt2serve.errors import InvalidRequest
 from gpt2serve.package import GenerationDefaults
 

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import tokenizers
 
-from gpt2serve.engine.params import SamplingParams, resolve
+from gpt2serve.engine.defaults import resolve
+from gpt2serve.engine.params import SamplingParams
 from gpt2serve.engine.prompts import tokenise
 from gpt2serve.engine.text import TextStream, whole_characters
 from gpt2serve.engine.tokenizer import Tokenizer

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpt2serve.engine.params import SamplingParams, resolve
+from gpt2serve.engine.defaults import resolve
+from gpt2serve.engine.params import SamplingParams
 from gpt2serve.engine.randomness import sequence_seed, uniform
 from gpt2serve.engine.sampling import NO_TOKEN, BatchSampler
 from gpt2serve.engine.sampling_row import SamplingRow, bias_of

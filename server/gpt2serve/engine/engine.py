@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from gpt2serve.engine.core import EngineCore
+from gpt2serve.engine.defaults import resolve
 from gpt2serve.engine.events import Generation, GenerationResult, PromptTokens, TokenEvent
 from gpt2serve.engine.kv_buffers import bytes_per_token
 from gpt2serve.engine.kv_cache import kv_tokens, prompt_room, rectangle, scored_together
@@ -32,7 +33,7 @@ from gpt2serve.engine.messages import (
     Unpin,
 )
 from gpt2serve.engine.observer import EngineStats, NoObserver, Observer
-from gpt2serve.engine.params import ResolvedParams, SamplingParams, resolve
+from gpt2serve.engine.params import ResolvedParams, SamplingParams
 from gpt2serve.engine.prompts import Prompt, tokenise
 from gpt2serve.engine.request import Asked, Request, Times
 from gpt2serve.engine.residency import Waiting

@@ -6,14 +6,10 @@ tokens win over total lengths, and total lengths do not count the prefix.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from gpt2serve.engine.checks import check_integer
+from gpt2serve.engine.params import SamplingParams
 from gpt2serve.errors import InvalidRequest
 from gpt2serve.package import GenerationDefaults
-
-if TYPE_CHECKING:
-    from gpt2serve.engine.params import SamplingParams
 
 
 def max_tokens(
