@@ -191,8 +191,10 @@ def test_an_open_server_says_so(
     serve: Callable[..., Server], options: list[str], open_to_all: bool
 ) -> None:
     server = serve(*options, wait=False)
-    eventually(lambda: httpx.get(f"{server.url}/readyz").status_code == 200)
-    log = stop(server)
+    assert server.process.stdout is not None
+    log = [json.loads(server.process.stdout.readline())]
+    while log[-1]["event"] != "ready":
+        log.append(json.loads(server.process.stdout.readline()))
     warned = [line for line in log if line["level"] == "warning"]
     assert [("--api-key-file" in line["event"]) for line in warned] == [True] * open_to_all
 
