@@ -17,7 +17,7 @@ import numpy as np
 
 from benchmarks.common.model import CACHE, prepare
 from gpt2serve import Engine, SamplingParams
-from gpt2serve.engine.engine import PreparedRequest
+from gpt2serve.engine.preparation import PreparedRequest
 from gpt2serve.engine.stream import BlockingStream
 from gpt2serve.settings import engine_settings
 

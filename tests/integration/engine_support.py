@@ -18,10 +18,10 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from gpt2serve import Engine, SamplingParams
-from gpt2serve.engine.engine import PreparedRequest
 from gpt2serve.engine.events import Done, Generation, Token, TokenEvent
 from gpt2serve.engine.messages import Call, Cancel
 from gpt2serve.engine.observer import NoObserver, RequestSummary, StepKind
+from gpt2serve.engine.preparation import PreparedRequest
 from gpt2serve.engine.request import Request
 from gpt2serve.engine.stream import Delivery
 from gpt2serve.package import MANIFEST_FILE, encode_manifest, read_manifest
@@ -177,7 +177,7 @@ def assert_idle(engine: Engine) -> None:
     in_engine_thread(engine, guarded)
     for problem in problems:
         raise problem
-    assert engine._admitted == 0
+    assert engine._gate.admitted == 0
 
 
 def resident_bytes() -> int:

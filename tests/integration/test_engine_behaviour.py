@@ -153,7 +153,7 @@ def test_leaving_the_loop_cancels(engine: Engine, watcher: Watcher) -> None:
                 break
         # The loop lives on, as a server's does; the request must not.
         for _ in range(1000):
-            if engine.stats().requests_running == 0 and engine._admitted == 0:
+            if engine.stats().requests_running == 0 and engine._gate.admitted == 0:
                 return
             await asyncio.sleep(0.005)
 
@@ -188,7 +188,7 @@ def test_a_loop_that_is_closed_is_not_missed(engine: Engine) -> None:
 
     asyncio.run(begin())
     engine.generate(REAGAN, PROMPT, SHORT)
-    wait_until(lambda: engine._admitted == 0)
+    wait_until(lambda: engine._gate.admitted == 0)
     assert_idle(engine)
 
 
@@ -248,7 +248,7 @@ def test_more_than_max_queue_is_refused_and_places_come_back(sample_store: Path)
         assert caught.value.retry_after > 0
         cancel(engine, sent[0])
         sent[0].stream.wait()
-        wait_until(lambda: engine._admitted == 2)
+        wait_until(lambda: engine._gate.admitted == 2)
         engine.generate(REAGAN, PROMPT, SHORT)
         # What is refused for its own sake takes no place.
         for _ in range(5):
@@ -259,7 +259,7 @@ def test_more_than_max_queue_is_refused_and_places_come_back(sample_store: Path)
         engine.generate(REAGAN, PROMPT, SHORT)
         for one in sent[1:]:
             cancel(engine, one)
-        wait_until(lambda: engine._admitted == 0)
+        wait_until(lambda: engine._gate.admitted == 0)
         assert_idle(engine)
 
 

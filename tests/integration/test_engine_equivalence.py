@@ -12,8 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gpt2serve import Engine, SamplingParams
-from gpt2serve.engine.engine import PreparedRequest
 from gpt2serve.engine.events import Generation, Token
+from gpt2serve.engine.preparation import PreparedRequest
 from gpt2serve.errors import RequestAborted
 from tests.integration.engine_support import (
     JEFFERSON,

@@ -413,7 +413,7 @@ def test_close_aborts_what_runs_and_what_waits(sample_store: Path) -> None:
     for one in sent:
         assert isinstance(one.stream.wait(1).error, EngineClosed)
         assert one.stream.terminals == 1
-    assert engine._admitted == 0
+    assert engine._gate.admitted == 0
     with pytest.raises(EngineClosed):
         engine.generate(REAGAN, "We")
     engine.close()

@@ -47,7 +47,7 @@ def test_the_same_text_whoever_floods(sample_store: Path) -> None:
         for one in flood:
             one.stream.finish()
         assert_idle(engine)
-        assert not engine._owned
+        assert not engine._gate.owned
 
 
 def test_one_request_does_not_wait_for_a_flood(sample_store: Path) -> None:

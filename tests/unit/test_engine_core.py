@@ -216,7 +216,7 @@ def test_close_ends_everyone_running_or_waiting(
     engine.start()
     requests = [in_thread(lambda model=model: engine.generate(model, "x")) for model in "aabc"]
     assert gate.reached.wait(PATIENCE)
-    until(lambda: engine.stats().requests_waiting >= 0 and engine._admitted == 4)
+    until(lambda: engine.stats().requests_waiting >= 0 and engine._gate.admitted == 4)
     closing, _ = in_thread(engine.close)
     gate.open.set()
     for thread, outcome in requests:
@@ -227,7 +227,7 @@ def test_close_ends_everyone_running_or_waiting(
     ends = [outcome[0] for _, outcome in requests]
     assert all(not isinstance(end, Exception) or isinstance(end, EngineClosed) for end in ends)
     assert isinstance(ends[2], EngineClosed)
-    assert engine._admitted == 0
+    assert engine._gate.admitted == 0
 
 
 def test_a_request_that_races_with_close_still_ends(
@@ -295,7 +295,7 @@ def test_the_queue_is_bounded_and_its_places_come_back(
     loads.make = lambda _: gate
     engine.start()
     requests = [in_thread(lambda: engine.generate("a", "x")) for _ in range(2)]
-    until(lambda: engine._admitted == 2)
+    until(lambda: engine._gate.admitted == 2)
     with pytest.raises(Overloaded) as caught:
         engine.generate("a", "x")
     assert caught.value.retry_after > 0
@@ -324,7 +324,7 @@ def test_what_cannot_be_is_refused_before_it_is_queued(
     with pytest.raises(InvalidRequest) as caught:
         engine.generate("a", prompt, SamplingParams(**params))
     assert caught.value.field == field
-    assert engine._admitted == 0
+    assert engine._gate.admitted == 0
 
 
 def test_a_request_that_never_fits_into_the_kv_cache(opened: Callable[..., Engine]) -> None:
@@ -430,7 +430,7 @@ def test_one_load_for_all_who_wait(opened: Callable[..., Engine], loads: Loads) 
     engine = opened()
     engine.start()
     requests = [in_thread(lambda: engine.generate("a", "x")) for _ in range(5)]
-    until(lambda: engine._admitted == 5)
+    until(lambda: engine._gate.admitted == 5)
     hold.set()
     for thread, outcome in requests:
         thread.join(PATIENCE)
@@ -453,7 +453,7 @@ def test_a_failed_load_ends_all_who_wait_and_is_forgotten_in_time(
     loads.make = lambda _: FakeRunner()
     time.sleep(0.2)
     assert not isinstance(outcome_of(lambda: engine.generate("a", "x")), Exception)
-    assert engine._admitted == 0
+    assert engine._gate.admitted == 0
 
 
 def test_a_broken_step_ends_its_batch_only(opened: Callable[..., Engine], loads: Loads) -> None:
@@ -514,7 +514,7 @@ def test_cancelling_while_the_model_loads(opened: Callable[..., Engine], loads: 
 
     asyncio.run(scenario())
     assert loads.names == ["a"]
-    assert engine._admitted == 0
+    assert engine._gate.admitted == 0
 
 
 def test_a_cancelled_wait_makes_room_for_the_next_at_once(

@@ -97,8 +97,8 @@ def test_who_has_nothing_does_not_wait_for_the_kv_cache_of_who_has_all(
         request = make_request(
             [2, 3, 4], key=package.key, max_tokens=tokens, min_tokens=tokens, owner=owner
         )
-        engine._admitted += 1
-        engine._owned[owner] += 1
+        engine._gate.admitted += 1
+        engine._gate.owned[owner] += 1
         core._handle(Submit(request, package))
         if core.cache.state(package.key, 0.0) == "loading":
             core._handle(LoadResult(package, 0.0, FakeRunner(), 50))

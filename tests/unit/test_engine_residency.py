@@ -519,7 +519,7 @@ def test_requests_that_are_being_prepared_again_end_with_the_engine(
     for one in sent:
         assert isinstance(one.stream.wait().error, EngineClosed | RequestAborted)
         assert one.stream.terminals == 1
-    assert engine._admitted == 0
+    assert engine._gate.admitted == 0
 
 
 # -- pins ------------------------------------------------------------------------------------
@@ -851,7 +851,7 @@ def test_of_a_store_behind_a_url_only_what_is_known_is_told(
 ) -> None:
     engine = opened()
     engine.generate("a", "x", PARAMS)
-    monkeypatch.setattr("gpt2serve.engine.engine.is_url", lambda _: True)
+    monkeypatch.setattr(engine._listing, "_local", False)
 
     def never(_: str) -> Package:
         raise AssertionError("a list must not ask a network about each model")

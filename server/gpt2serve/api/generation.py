@@ -26,7 +26,7 @@ from gpt2serve.engine.prompts import Prompt
 from gpt2serve.package import check_model_id
 
 if TYPE_CHECKING:
-    from gpt2serve.engine.engine import PreparedRequest
+    from gpt2serve.engine.preparation import PreparedRequest
     from gpt2serve.engine.stream import TokenStream
 
 #: On a route's `opt`: it generates, so it has a line in the log whatever comes of it.

@@ -6,102 +6,32 @@ import asyncio
 import contextlib
 import threading
 import time
-from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 from gpt2serve.engine.core import EngineCore
-from gpt2serve.engine.defaults import resolve
 from gpt2serve.engine.events import Generation, GenerationResult, PromptTokens, TokenEvent
-from gpt2serve.engine.kv_buffers import bytes_per_token
-from gpt2serve.engine.kv_cache import kv_tokens, prompt_room, rectangle, scored_together
-from gpt2serve.engine.messages import (
-    Ask,
-    Call,
-    Cancel,
-    Changed,
-    Message,
-    Preload,
-    Stop,
-    Submit,
-    Unload,
-    Unpin,
-)
+from gpt2serve.engine.gate import Gate
+from gpt2serve.engine.listing import Listing
+from gpt2serve.engine.messages import Call, Cancel, Changed, Preload, Stop, Unload, Unpin
 from gpt2serve.engine.observer import EngineStats, NoObserver, Observer
-from gpt2serve.engine.params import ResolvedParams, SamplingParams
-from gpt2serve.engine.prompts import Prompt, tokenise
-from gpt2serve.engine.request import Asked, Request, Times
-from gpt2serve.engine.residency import Waiting
+from gpt2serve.engine.params import SamplingParams
+from gpt2serve.engine.preparation import Preparation, PreparedRequest
+from gpt2serve.engine.prompts import Prompt
+from gpt2serve.engine.request import Request, Times
 from gpt2serve.engine.runner import cuda_is_available
-from gpt2serve.engine.shares import OF_THE_QUEUE, leaves_room
-from gpt2serve.engine.status import WARM_STATES, Known, ModelStatus, models_in, statuses
+from gpt2serve.engine.status import ModelStatus
 from gpt2serve.engine.store import ModelStore, Package
 from gpt2serve.engine.stream import BlockingStream, Stream, TokenStream
-from gpt2serve.engine.tokenizer import Tokenizer, TokenizerCache
-from gpt2serve.errors import (
-    CorruptPackage,
-    DeviceUnavailable,
-    EngineClosed,
-    EngineNotStarted,
-    Gpt2ServeError,
-    InvalidModelId,
-    InvalidRequest,
-    ModelNotFound,
-    ModelTooLarge,
-    Overloaded,
-    PackageError,
-    PackageReplaced,
-    SettingsError,
-    StoreUnavailable,
-)
+from gpt2serve.errors import DeviceUnavailable, Gpt2ServeError, SettingsError
 from gpt2serve.package import VARIANTS, Manifest
 from gpt2serve.settings import EngineSettings, cpu_count, engine_settings, is_url
 
-_T = TypeVar("_T")
-
-#: Looked through at a time for those that somebody may see.
-_IDS_AT_ONCE = 1000
-
 #: What still runs in threads of the store has this many seconds to notice that all is over.
 CLOSE_SECONDS = 2.0
-
-
-@dataclass(frozen=True, slots=True)
-class PreparedRequest:
-    """A request that was checked against its model, and tokenised."""
-
-    model: str
-    #: The prompt's text, also if token ids were given.
-    prompt: str
-    prompt_ids: list[int]
-    asked: Asked
-    params: ResolvedParams
-    package: Package
-    tokenizer: Tokenizer
-    #: Bytes of a character that token ids begin and do not end; not in `prompt`.
-    begun: bytes = b""
-    #: How many of `prompt_ids` are the model's prefix, which comes first.
-    prefix_tokens: int = 0
-    #: Places of the prompt that are scored in one step.
-    scored_together: int = 0
-
-    @property
-    def prompt_tokens(self) -> int:
-        return len(self.prompt_ids)
-
-    @property
-    def most_tokens(self) -> int:
-        """Prompt and generated tokens of all sequences, at most."""
-        return self.prompt_tokens + self.params.sequences * self.params.max_tokens
-
-    def text_of(self, tokens: Iterable[int]) -> str:
-        """The text of these tokens by themselves; half of a character is U+FFFD."""
-        return self.tokenizer.decode(tokens).decode(errors="replace")
 
 
 class Engine:
@@ -137,17 +67,9 @@ class Engine:
             disk_cache_bytes=settings.disk_cache_bytes,
             clock=clock,
         )
-        self._tokenizers = TokenizerCache()
         self._clock = clock
-        self._lock = threading.Lock()
-        self._admitted = 0
-        #: The same, by owner.
-        self._owned: Counter[str] = Counter()
-        self._draining = False
-        self._started = False
-        self._closed = False
-        self._dead = False
-        self._all_ended = threading.Condition(self._lock)
+        self._preparation = Preparation(self._store, settings)
+        self._gate = Gate(lambda message: self._core.inbox.put(message), settings.max_queue)
         self._core = EngineCore(
             settings,
             self._store,
@@ -155,9 +77,12 @@ class Engine:
             threads=settings.threads or cpu_count(),
             observer=observer or NoObserver(),
             clock=clock,
-            on_request_ended=self._request_ended,
-            on_stopped=self._stopped,
-            prepare_again=self._prepare_again,
+            on_request_ended=self._gate.ended,
+            on_stopped=self._gate.stopped,
+            prepare_again=self._preparation.prepare_again,
+        )
+        self._listing = Listing(
+            self._store, self._core, self._gate, clock=clock, local=not is_url(settings.store)
         )
         self._store.on_change = self._changed
 
@@ -168,14 +93,8 @@ class Engine:
 
         Raises what went wrong with a model of `preload` or `pin`.
         """
-        with self._lock:
-            if self._closed:
-                raise EngineClosed("The engine was closed.")
-            if self._started:
-                return
-            self._started = True
-            # Under the lock, so that nobody closes what has begun only half.
-            self._core.start()
+        if not self._gate.open(self._core.start):
+            return
         threading.Thread(target=self._warm_up, name="gpt2serve-warm-up", daemon=True).start()
         loads = [self.start_load(model, pin=True) for model in self.settings.pin]
         loads += [self.start_load(model) for model in self.settings.preload]
@@ -191,18 +110,14 @@ class Engine:
         with contextlib.suppress(Gpt2ServeError, OSError):  # whoever asks for a model is told
             package = self._store.any_local()
             if package is not None:
-                self._tokenizers.get(self._store.tokenizer_file(package), package.tokenizer_hash)
+                self._preparation.tokenizer_of(package)
                 self._core.warm(package)
 
     def close(self) -> None:
         """Abort what is running, free everything, end the threads. Idempotent."""
-        with self._lock:
-            if self._closed:
-                return
-            self._closed = self._draining = True
-            started = self._started
-        if started:
-            self._core.inbox.put(Stop())
+        if not self._gate.close(Stop()):
+            return
+        if self._gate.started:
             self._core.join()
         self._store.close()
         self._core.fetcher.join(CLOSE_SECONDS)
@@ -221,13 +136,8 @@ class Engine:
 
     async def drain(self, timeout: float) -> bool:
         """Take no new requests and wait for the running ones; True if all ended in time."""
-        with self._lock:
-            self._draining = True
-        return await asyncio.to_thread(self._wait_until_idle, timeout)
-
-    def _wait_until_idle(self, timeout: float) -> bool:
-        with self._all_ended:
-            return self._all_ended.wait_for(lambda: self._admitted == 0, timeout)
+        self._gate.drain()
+        return await asyncio.to_thread(self._gate.wait_until_idle, timeout)
 
     # -- generating -----------------------------------------------------------------------
 
@@ -266,60 +176,7 @@ class Engine:
         Raises `InvalidModelId`, `ModelNotFound`, `PackageError`, `InvalidRequest`, or
         `ModelTooLarge` if its keys and values can never fit into the KV cache.
         """
-        package, tokenizer = self._with_tokenizer(model)
-        manifest = package.manifest
-        read = tokenise(prompt, manifest, tokenizer)
-        # A list may be changed by whoever gave it.
-        given = prompt if isinstance(prompt, str) else tuple(prompt)
-        asked = Asked(given, params or SamplingParams())
-        resolved = resolve(
-            asked.params,
-            manifest.generation_defaults,
-            prompt_tokens=len(read.ids),
-            prefix_tokens=read.prefix_tokens,
-            context_length=manifest.dimensions.context_length,
-            vocab_size=manifest.dimensions.vocab_size,
-            max_sequences=self.settings.max_batch_size,
-        )
-        ids = read.ids[-asked.params.truncate :] if asked.params.truncate else read.ids
-        return PreparedRequest(
-            model=model,
-            prompt=read.text,
-            prompt_ids=ids,
-            asked=asked,
-            params=resolved,
-            package=package,
-            tokenizer=tokenizer,
-            begun=read.begun,
-            prefix_tokens=max(0, read.prefix_tokens - (len(read.ids) - len(ids))),
-            scored_together=self._fit_kv_cache(manifest, len(ids), resolved),
-        )
-
-    def _with_tokenizer(self, model: str) -> tuple[Package, Tokenizer]:
-        package = self._store.resolve(model)
-        try:
-            return package, self._tokenizer_of(package)
-        except CorruptPackage:
-            # In a folder the file may be a newer version's by now.
-            if not self._was_replaced(package):
-                raise
-        package = self._store.resolve(model)
-        return package, self._tokenizer_of(package)
-
-    def _tokenizer_of(self, package: Package) -> Tokenizer:
-        known = self._tokenizers.find(package.tokenizer_hash)
-        return known or self._tokenizers.get(
-            self._store.tokenizer_file(package), package.tokenizer_hash
-        )
-
-    def _was_replaced(self, package: Package) -> bool:
-        try:
-            self._store.verify(package)
-        except PackageReplaced:
-            return True
-        except Gpt2ServeError:
-            pass
-        return False
+        return self._preparation.prepare(model, prompt, params)
 
     def submit(
         self, request: PreparedRequest, *, wants_tokens: bool, owner: str = ""
@@ -361,88 +218,8 @@ class Engine:
         )
         manifest = prepared.package.manifest
         request.make_sequences(manifest.eos_token_ids, prepared.tokenizer.token_bytes)
-        with self._lock:
-            if self._draining:
-                raise EngineClosed
-            if not self._started:
-                raise EngineNotStarted
-            self._check_queue(owner)
-            self._admitted += 1
-            self._owned[owner] += 1
-            # Under the lock, so that nothing comes after the `Stop` of `close`.
-            self._core.inbox.put(Submit(request, prepared.package))
+        self._gate.admit(request, prepared.package)
         return request
-
-    def _check_queue(self, owner: str) -> None:
-        """Under the lock. Raises `Overloaded`."""
-        free = self.settings.max_queue - self._admitted
-        if free <= 0:
-            raise Overloaded(
-                f"{self._admitted} requests are being worked on or waiting already.",
-                retry_after=1.0,
-            )
-        if owner and not leaves_room(self._owned[owner], 1, free, OF_THE_QUEUE):
-            raise Overloaded(
-                f"{self._owned[owner]} requests of yours are being worked on or waiting already, "
-                "and the rest of the queue is kept for others.",
-                retry_after=1.0,
-            )
-
-    def _stopped(self) -> None:
-        """The engine thread takes no more messages, whatever the reason."""
-        with self._lock:
-            self._dead = self._draining = True
-
-    def _request_ended(self, request: Request) -> None:
-        with self._all_ended:
-            self._admitted -= 1
-            self._owned[request.owner] -= 1
-            if not self._owned[request.owner]:
-                del self._owned[request.owner]
-            if self._admitted == 0:
-                self._all_ended.notify_all()
-
-    def _fit_kv_cache(self, manifest: Manifest, prompt: int, params: ResolvedParams) -> int:
-        """How many places of the prompt are scored together: fewer where there is less room.
-
-        Raises `ModelTooLarge` if the request can never fit.
-        """
-        chunk, budget = self.settings.prefill_chunk, self.settings.kv_cache_bytes
-        shape = rectangle(
-            [prompt + params.max_tokens] * params.sequences,
-            context_length=manifest.dimensions.context_length,
-            max_slots=self.settings.max_batch_size,
-        )
-        scored = scored_together(prompt, chunk) if params.prompt_logprobs else 0
-        while True:
-            tokens = kv_tokens(shape, prompt_room(prompt, chunk, scored), chunk)
-            needed = tokens * bytes_per_token(manifest.dimensions, manifest.kv.dtype)
-            if needed <= budget:
-                return scored
-            if scored <= 1:
-                break
-            scored //= 2
-        raise ModelTooLarge(
-            f"The request needs {needed:,} bytes of KV cache and there are {budget:,}; ask for "
-            "fewer or shorter sequences, or raise --kv-cache-bytes."
-        )
-
-    def _prepare_again(self, message: Waiting) -> Package:
-        """The package that the store has for it now. Changes the request to one for that."""
-        if isinstance(message, Preload):
-            return self._store.resolve(message.package.model)
-        request = message.request
-        assert request.asked is not None  # noqa: S101
-        prepared = self.prepare(request.model, request.asked.prompt, request.asked.params)
-        request.key = prepared.package.key
-        request.prompt, request.begun = prepared.prompt, prepared.begun
-        request.prompt_ids = prepared.prompt_ids
-        request.params = prepared.params
-        request.scored_together = prepared.scored_together
-        request.sequences.clear()
-        manifest = prepared.package.manifest
-        request.make_sequences(manifest.eos_token_ids, prepared.tokenizer.token_bytes)
-        return prepared.package
 
     # -- models ---------------------------------------------------------------------------
 
@@ -454,7 +231,7 @@ class Engine:
         `EngineClosed`; the future raises the same, or `ModelUnavailable`.
         """
         preload = Preload(self._store.resolve(model), pin)
-        self._tell(preload)
+        self._gate.tell(preload)
         return preload.done
 
     def load(self, model: str, *, pin: bool = False) -> None:
@@ -470,7 +247,7 @@ class Engine:
 
         Raises `EngineClosed`.
         """
-        self._tell(Unpin(model))
+        self._gate.tell(Unpin(model))
 
     def start_unload(self, model: str) -> Future[None]:
         """Put all versions of a model out of memory, pinned or not, and forget its pin.
@@ -480,7 +257,7 @@ class Engine:
         `RequestAborted` if somebody loads or pins the model meanwhile. Raises `EngineClosed`.
         """
         order = Unload(model)
-        self._tell(order)
+        self._gate.tell(order)
         return order.done
 
     def unload(self, model: str) -> None:
@@ -496,8 +273,7 @@ class Engine:
 
         Raises `InvalidModelId`, or `ModelNotFound` if it is not in the store.
         """
-        (found,) = self._statuses([self._look(model)])
-        return found
+        return self._listing.status(model)
 
     def list_models(
         self,
@@ -518,10 +294,7 @@ class Engine:
         titles and expected bytes are told only if they are known. Raises `StoreUnavailable`, or
         `InvalidRequest` for another state.
         """
-        among = None if state is None else self._models_in(state)
-        page = partial(self._store.list, search=search, among=among)
-        models = _those_allowed(page, after, limit, allowed)
-        return self._statuses([self._glance(model) for model in models])
+        return self._listing.models(after, limit, search, state, allowed)
 
     def list_ids(
         self,
@@ -531,64 +304,7 @@ class Engine:
         allowed: Callable[[str], bool] | None = None,
     ) -> list[str]:
         """The ids of those models; nothing else is looked at, so many cost little."""
-        return _those_allowed(self._store.list, after, limit, allowed)
-
-    def _models_in(self, state: str) -> set[str]:
-        if state not in WARM_STATES:
-            raise InvalidRequest("state", f"must be one of {', '.join(WARM_STATES)}")
-        models = self._core.models
-        return self._ask(lambda: models_in(models, state, self._clock()))
-
-    def _glance(self, model: str) -> Known:
-        """As much as can be told without a network.
-
-        What was deleted since the index was made is told too: a page that is short without being
-        the last would end the listing.
-        """
-        if is_url(self.settings.store):
-            return Known(model, self._store.peek(model), card=self._store.card(model))
-        try:
-            return self._look(model)
-        except Gpt2ServeError:
-            return Known(model)
-
-    def _look(self, model: str) -> Known:
-        try:
-            package = self._store.resolve(model)
-            return Known(model, package, card=self._store.card(model))
-        except (ModelNotFound, InvalidModelId):
-            raise
-        except StoreUnavailable as error:
-            return Known(model, self._store.peek(model), str(error), self._store.card(model))
-        except PackageError as error:
-            # It must not hide all others in a list.
-            return Known(model, error=str(error))
-
-    def _statuses(self, known: list[Known]) -> list[ModelStatus]:
-        """One way to the engine thread and back for all of them."""
-        core = self._core
-        return self._ask(
-            lambda: statuses(
-                core.models, core.fetcher, known, now=self._clock(), unix_time=time.time()
-            )
-        )
-
-    def _ask(self, function: Callable[[], _T]) -> _T:
-        """What `function` returns in the engine thread; here if there is no such thread."""
-        answer: Future[_T] = Future()
-        ask = Ask(function, answer)
-        with self._lock:
-            running = self._started and not self._closed and not self._dead
-            if running:
-                self._core.inbox.put(ask)
-        return answer.result() if running else function()
-
-    def _tell(self, message: Message) -> None:
-        with self._lock:
-            if self._closed or self._dead or not self._started:
-                raise EngineClosed
-            # Under the lock, so that nothing comes after the `Stop` of `close`.
-            self._core.inbox.put(message)
+        return self._listing.ids(after, limit, allowed)
 
     def _changed(self, model: str, package: Package | None) -> None:
         """The store found another version. In any thread, at any time."""
@@ -602,7 +318,7 @@ class Engine:
 
     async def ping(self, timeout: float) -> bool:
         """Whether the engine takes work: goes through the engine thread and back."""
-        if self._draining or not self._started:
+        if not self._gate.takes_requests:
             return False
         loop = asyncio.get_running_loop()
         answered = asyncio.Event()
@@ -618,25 +334,6 @@ class Engine:
         except TimeoutError:
             return False
         return True
-
-
-def _those_allowed(
-    page: Callable[[str, int], list[str]],
-    after: str,
-    limit: int,
-    allowed: Callable[[str], bool] | None,
-) -> list[str]:
-    """The first `limit` ids behind `after` that are allowed, of what `page(after, limit)` gives."""
-    if allowed is None:
-        return page(after, limit)
-    found: list[str] = []
-    while len(found) < limit:
-        ids = page(after, _IDS_AT_ONCE)
-        found += filter(allowed, ids)
-        if len(ids) < _IDS_AT_ONCE:
-            break
-        after = ids[-1]
-    return found[:limit]
 
 
 def _device(wanted: str) -> str:

@@ -12,7 +12,7 @@ from gpt2serve.api.huggingface.params import Wish
 from gpt2serve.engine.events import Generation, GenerationResult, PromptToken, Token
 
 if TYPE_CHECKING:
-    from gpt2serve.engine.engine import PreparedRequest
+    from gpt2serve.engine.preparation import PreparedRequest
 
 FinishReason = Literal["length", "eos_token", "stop_sequence"]
 

@@ -21,7 +21,7 @@ from gpt2serve.api.streaming import frame
 from gpt2serve.engine.events import Event, Generation, Token, TokenEvent
 
 if TYPE_CHECKING:
-    from gpt2serve.engine.engine import PreparedRequest
+    from gpt2serve.engine.preparation import PreparedRequest
 
 
 class TextGenerationStreamDetails(msgspec.Struct, frozen=True, kw_only=True):

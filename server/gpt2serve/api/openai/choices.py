@@ -10,7 +10,7 @@ from gpt2serve.api.openai.schemas import CompletionChoice, CompletionRequest
 from gpt2serve.engine.events import Generation, GenerationResult, PromptToken, Token
 
 if TYPE_CHECKING:
-    from gpt2serve.engine.engine import PreparedRequest
+    from gpt2serve.engine.preparation import PreparedRequest
 
 _REASONS: dict[str, Literal["stop", "length"]] = {"eos": "stop", "stop": "stop"}
 

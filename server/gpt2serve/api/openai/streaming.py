@@ -22,7 +22,7 @@ from gpt2serve.api.streaming import LAST_FRAME, frame
 from gpt2serve.engine.events import Done, Event, Generation, PromptToken, PromptTokens, TokenEvent
 
 if TYPE_CHECKING:
-    from gpt2serve.engine.engine import PreparedRequest
+    from gpt2serve.engine.preparation import PreparedRequest
 
 
 class CompletionFrames:
