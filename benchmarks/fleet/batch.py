@@ -29,11 +29,14 @@ class Batch:
         "_unpacked_steps",
         "_waiting",
         "packed",
+        "passed_over",
         "virtual_time",
     )
 
     def __init__(self, *, max_batch_size: int, chunk: int, packed: bool = False) -> None:
         self.virtual_time = 0.0
+        #: As the engine's `Turns` count it.
+        self.passed_over = 0
         self.packed = packed
         self._unpacked_steps = 0
         self._max_batch_size = max_batch_size

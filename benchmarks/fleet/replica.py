@@ -173,8 +173,9 @@ class Replica:
         batch, self._stepping = self._stepping, None
         assert batch is not None
         first, ended = batch.end()
-        batch.virtual_time += self._step_seconds / self._step_rows
-        self._turns.spent(packed=batch.packed, seconds=self._step_seconds)
+        begun, seconds = batch.virtual_time, self._step_seconds
+        batch.virtual_time += seconds / self._step_rows
+        self._turns.spent(batch, self._working, packed=batch.packed, begun=begun, seconds=seconds)
         if not batch.has_work:
             self._working.remove(batch)
         for request in first:
@@ -210,8 +211,7 @@ class Replica:
         batch = self._batches[key]
         if not batch.has_work:
             # As in the server: an idle model has no claim to the time that it did not use.
-            busy = min((other.virtual_time for other in self._working), default=0.0)
-            batch.virtual_time = max(batch.virtual_time, busy)
+            self._turns.begin(batch)
             self._working.append(batch)
         ledger = self._ledger
         batch.add(request, ledger.prompts[request], ledger.outputs[request])

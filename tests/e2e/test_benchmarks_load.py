@@ -150,18 +150,30 @@ def test_a_live_line_from_the_clients_process(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "expected"),
+    ("path", "arguments", "expected"),
     [
-        (["--models", "nobody"], "404: There is no model 'nobody'"),
-        (["--models", MODELS[0], "--api", "completions"], "see --api"),
-        (["--api", "completions"], "does not name the models"),
+        ("", ["--models", "nobody"], "404: There is no model 'nobody'"),
+        ("/nowhere", ["--models", MODELS[0], "--api", "completions"], "see --api"),
+        ("/nowhere", ["--api", "completions"], "does not name the models"),
     ],
 )
 def test_what_cannot_be_tested_is_told_at_once(
-    server: str, arguments: list[str], expected: str, capsys: pytest.CaptureFixture[str]
+    server: str,
+    path: str,
+    arguments: list[str],
+    expected: str,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert main(["--url", server, *arguments]) == 2
+    assert main(["--url", server + path, *arguments]) == 2
     assert expected in capsys.readouterr().err
+
+
+def test_completions_are_an_api_to_test_with(
+    server: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--api", "completions", "--duration", "0.5", "--clients", "2"]
+    assert main(["--url", server, *arguments]) == 0
+    assert "went well" in capsys.readouterr().out
 
 
 def test_nobody_listens(capsys: pytest.CaptureFixture[str]) -> None:

@@ -70,7 +70,8 @@ def test_the_cliff_hits_always_while_all_models_fit(bench: measure.Bench) -> Non
     for traffic in plan.TRAFFICS:
         assert hits[traffic, 1] == 1.0
         assert hits[traffic, MODELS] < 1
-    assert hits[plan.SCAN, MODELS] == 0  # what LRU is worst at
+    # What LRU is worst at; on a busy machine one client may come late, and find a model there.
+    assert hits[plan.SCAN, MODELS] <= 0.05
 
 
 def test_pins_give_hits_where_lru_has_none(bench: measure.Bench) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpt2serve.engine.turns import PACKED_SHARE, Turns
+from gpt2serve.engine.turns import PACKED_SHARE, PATIENCE, Turns
 
 
 @dataclass
@@ -16,6 +17,7 @@ class Model:
     name: str
     packed: bool = True
     virtual_time: float = 0.0
+    passed_over: int = 0
 
 
 def play(turns: Turns, models: list[Model], seconds: dict[str, float], steps: int) -> list[str]:
@@ -23,8 +25,9 @@ def play(turns: Turns, models: list[Model], seconds: dict[str, float], steps: in
     names = []
     for _ in range(steps):
         model = turns.order(models)[0]
-        turns.spent(packed=model.packed, seconds=seconds[model.name])
-        model.virtual_time += seconds[model.name]
+        took, begun = seconds[model.name], model.virtual_time
+        model.virtual_time += took
+        turns.spent(model, models, packed=model.packed, begun=begun, seconds=took)
         names.append(model.name)
     return names
 
@@ -45,6 +48,57 @@ def test_owners_take_turns_whatever_number_of_models_each_has() -> None:
     assert spent == {"a": 500.0, "b": 500.0}
     times = [model.virtual_time for model in models[:50]]
     assert max(times) - min(times) <= 1.0
+
+
+def test_who_comes_has_no_advantage_over_who_used_what_nobody_wanted() -> None:
+    turns, first, late = Turns(), Model("first"), Model("late")
+    play(turns, [first], {"first": 1.0}, 100)
+    turns.begin(late)
+    assert late.virtual_time == 99.0
+    assert play(turns, [first, late], {"first": 1.0, "late": 1.0}, 4) == ["late", "first"] * 2
+
+
+def test_who_was_idle_claims_nothing_and_keeps_its_debt() -> None:
+    turns, busy, idle = Turns(), Model("busy"), Model("idle", virtual_time=2.0)
+    play(turns, [busy], {"busy": 1.0}, 2)
+    turns.begin(idle)
+    assert idle.virtual_time == 2.0
+    play(turns, [busy], {"busy": 1.0}, 4)
+    turns.begin(idle)
+    assert idle.virtual_time == 5.0
+
+
+def test_nobody_waits_for_long_after_a_slow_step() -> None:
+    """In the flood, a step costs each sequence next to nothing."""
+    flood, alone = Model("flood"), Model("alone", virtual_time=50.0)
+    names = play(Turns(), [flood, alone], {"flood": 0.001, "alone": 0.005}, 100)
+    at = [n for n, name in enumerate(names) if name == "alone"]
+    assert at[0] == 2 * PATIENCE
+    assert all(later - earlier == 2 * PATIENCE + 1 for earlier, later in pairwise(at))
+
+
+def test_who_is_in_time_goes_by_time() -> None:
+    """A flood beside many that are alone keeps what it has: patience grows with their number."""
+    models = [Model("flood"), *(Model(f"alone {n}") for n in range(20))]
+    seconds = {model.name: 0.005 for model in models} | {"flood": 0.001}
+    names = play(Turns(), models, seconds, 1000)
+    assert names.count("flood") == pytest.approx(1000 * 5 / 25, abs=10)
+
+
+@given(
+    seconds=st.lists(st.floats(0.001, 30), min_size=2, max_size=6),
+    times=st.lists(st.floats(0, 1e6), min_size=6, max_size=6),
+)
+@settings(deadline=None, derandomize=True)
+def test_nobody_starves(seconds: list[float], times: list[float]) -> None:
+    models = [Model(str(n), virtual_time=times[n]) for n in range(len(seconds))]
+    costs = {str(n): cost for n, cost in enumerate(seconds)}
+    names = play(Turns(), models, costs, 40 * PATIENCE)
+    # Those who are late at the same time go one after the other.
+    longest = (PATIENCE + 1) * len(models)
+    for model in models:
+        at = [-1, *(n for n, name in enumerate(names) if name == model.name), len(names)]
+        assert max(later - earlier for earlier, later in pairwise(at)) <= longest
 
 
 @given(times=st.lists(st.floats(0, 10), max_size=20), packed=st.lists(st.booleans(), max_size=20))

@@ -152,9 +152,10 @@ class EngineCore:
         if len(working) == 1 and packing.is_sooner_without(working[0]):
             return False
         for worker in working:
-            begun, packed = self.clock(), worker.packed
+            time, begun, packed = self.clock(), worker.virtual_time, worker.packed
             if worker.step():
-                self._turns.spent(packed=packed, seconds=self.clock() - begun)
+                seconds = self.clock() - time
+                self._turns.spent(worker, working, packed=packed, begun=begun, seconds=seconds)
                 packing.start()
                 packing.rest(worker)
                 return True
@@ -234,9 +235,7 @@ class EngineCore:
         request.times.model_ready = self.clock()
         worker = self.models.workers[request.key]
         if not worker.has_work:
-            # A model that was idle has no claim to the time that it did not use.
-            busy = [w.virtual_time for w in self.models.workers.values() if w.has_work]
-            worker.virtual_time = max(worker.virtual_time, min(busy, default=0.0))
+            self._turns.begin(worker)
         self.shares.begin(request.owner)
         worker.add(request)
         self.models.packing.start()

@@ -55,6 +55,8 @@ class ModelWorker:
         self.runner = runner
         #: Computing time so far, divided by the number of sequences that shared it.
         self.virtual_time = 0.0
+        #: Steps of other models since it had one.
+        self.passed_over = 0
         self._host = host
         manifest = runner.manifest
         self._memory = BatchMemory(key, runner, host, prefill_chunk)
