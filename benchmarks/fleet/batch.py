@@ -14,7 +14,7 @@ from collections import deque
 
 
 class Batch:
-    """Requests are numbers. `virtual_time`: computing time so far, per request that shared it.
+    """Requests are numbers. `virtual_time`: computing time so far, as the engine counts it.
 
     packed: whether the model is; to be set when it is.
     """

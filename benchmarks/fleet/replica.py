@@ -20,7 +20,7 @@ from benchmarks.fleet.batch import Batch
 from benchmarks.fleet.loader import NEVER, Loader, Packer
 from benchmarks.fleet.times import Curve, ServerTimes
 from gpt2serve.engine.model_cache import EvictReason, ModelCache, State
-from gpt2serve.engine.turns import Turns
+from gpt2serve.engine.turns import Turns, virtual_seconds
 from gpt2serve.engine.worker import STEPS_WORTH_PACKING
 
 
@@ -174,7 +174,7 @@ class Replica:
         assert batch is not None
         first, ended = batch.end()
         begun, seconds = batch.virtual_time, self._step_seconds
-        batch.virtual_time += seconds / self._step_rows
+        batch.virtual_time += virtual_seconds(seconds, self._step_rows)
         self._turns.spent(batch, self._working, packed=batch.packed, begun=begun, seconds=seconds)
         if not batch.has_work:
             self._working.remove(batch)

@@ -176,6 +176,7 @@ def test_policy_is_pure() -> None:
         for imported in imports_of(SERVER / "engine" / f"{name}.py"):
             assert top(imported) in {
                 "__future__",
+                "math",
                 "collections",
                 "dataclasses",
                 "enum",

@@ -1,24 +1,21 @@
 """Whose turn it is to compute. Pure policy.
 
 Of models that have work, one in which the owner works who has had the least computing time; of
-these, the one that has had the least itself, for each of its sequences. But models that were just
-loaded compute slowly until they are packed, and many may come at once: so for each second of
-theirs, the packed ones get two, as long as they have work.
-
-A sequence that is alone in its model takes many times the computing time of one in a large batch,
-and so gets a step only now and then while there is one; a single slow step of its model can put it
-back by seconds. So among the packed, and among the others, nobody is passed over for more than
-some steps.
+these, the one that has had the least itself, in virtual seconds. But models that were just loaded
+compute slowly until they are packed, and many may come at once: so for each second of theirs, the
+packed ones get two, as long as they have work. And among the packed, and among the others, nobody
+is passed over for more than some steps, as a single slow step could put a model back by seconds.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Protocol, TypeVar
 
 
 class Worker(Protocol):
-    """`virtual_time`: seconds of computing so far, each divided by the sequences in it.
+    """`virtual_time`: virtual seconds so far.
 
     `passed_over`: steps that others in its form made since its last, or since it has work.
     """
@@ -37,6 +34,16 @@ _W = TypeVar("_W", bound=Worker)
 PACKED_SHARE = 2.0
 #: Steps of others in its form after which a model goes first, for each that has work.
 PATIENCE = 8
+
+
+def virtual_seconds(seconds: float, rows: int) -> float:
+    """What a step of `seconds` with so many sequences counts.
+
+    By seconds, each model would get the same, and a sequence in a large batch next to nothing of
+    it; by seconds for each sequence, one that is alone in its model would take many times as long
+    as those. This is half-way: docs/decisions/0023-turns-between-models.md.
+    """
+    return seconds / math.sqrt(rows)
 
 
 class Turns:

@@ -21,6 +21,7 @@ from gpt2serve.engine.runner import Batch, Floats, Runner
 from gpt2serve.engine.sampling import NO_TOKEN, BatchSampler
 from gpt2serve.engine.scheduler import Decode, Plan, Prefill, PrefillChunk, Scheduler, Score
 from gpt2serve.engine.shares import Shares
+from gpt2serve.engine.turns import virtual_seconds
 from gpt2serve.errors import Gpt2ServeError, StepFailed
 
 
@@ -53,7 +54,7 @@ class ModelWorker:
     ) -> None:
         self.key = key
         self.runner = runner
-        #: Computing time so far, divided by the number of sequences that shared it.
+        #: Computing time so far, as `Turns` counts it.
         self.virtual_time = 0.0
         #: Steps of other models since it had one.
         self.passed_over = 0
@@ -133,7 +134,7 @@ class ModelWorker:
         self._leave([s for s in self.scheduler.running if s.finish_reason is not None])
         self._give_back_memory()
         seconds = self._host.clock() - started
-        self.virtual_time += seconds / rows
+        self.virtual_time += virtual_seconds(seconds, rows)
         self._host.shares.charge(owners, seconds)
         if not self._has_run:
             self._has_run = True
