@@ -13,6 +13,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,9 @@ def test_nothing_contradicts_the_schema(serve: Callable[..., Server], tmp_path: 
 def test_nothing_does_with_models_that_are_there(
     serve: Callable[..., Server], tmp_path: Path
 ) -> None:
-    server = serve("--admin-key", KEY, "--max-batch-size", "2")
+    keys = tmp_path / "keys"
+    keys.write_text(f"sha256:{sha256(KEY.encode()).hexdigest()}  user\n", encoding="utf-8")
+    server = serve("--api-key-file", str(keys), "--max-batch-size", "2")
     with server.client() as client:
         document = client.get("/schema").json()
     path = tmp_path / "schema.json"

@@ -48,6 +48,24 @@ _HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
 }
+
+
+def _header(description: str, **schema: Any) -> dict[str, Any]:
+    return {"description": description, "schema": {"type": "string", **schema}}
+
+
+_ALWAYS = {
+    REQUEST_ID_HEADER: _header("Names the request in the log; the client's own if it sent one.")
+}
+_RETRY_AFTER = {"Retry-After": _header("Seconds, if waiting can help.", type="integer", minimum=1)}
+_SERVER_TIMING = {
+    "Server-Timing": _header("Milliseconds of queue, load, prefill; and decode if it has ended.")
+}
+_RATES = {
+    "x-ratelimit-limit-tokens": _header("Tokens a minute, if the API key has a rate."),
+    "x-ratelimit-remaining-tokens": _header("Of these, what is left now."),
+    "x-ratelimit-reset-tokens": _header("The time until all are there again, such as 1m30s."),
+}
 _RETRY_STATUSES = {"429", "503"}
 
 
@@ -128,7 +146,7 @@ def complete(app: Litestar, schema: Mapping[str, Any], root_path: str = "") -> d
             for answer in operation["responses"].values():
                 if answer["description"] == HTTPStatus.OK.description:
                     answer["description"] = "Success"
-            _add_headers(operation["responses"])
+            _add_headers(operation["responses"], generates="429" in operation["responses"])
     return document
 
 
@@ -157,24 +175,24 @@ def _structs_in(kinds: Iterable[Any]) -> Iterator[type[msgspec.Struct]]:
 
 
 def _add_key_problems(operation: dict[str, Any]) -> None:
-    """What a route that takes an API key may answer. In which shape depends on the surface."""
+    """What a route that takes an API key may answer, in the shape of its surface."""
+    responses = operation["responses"]
     if {API_KEY_SCHEME: []} in operation.get("security", ()):
         for status, text in _KEY_PROBLEMS.items():
-            operation["responses"].setdefault(status, {"description": text})
+            answer = {"description": text, "content": responses["503"]["content"]}
+            responses.setdefault(status, answer)
 
 
-def _add_headers(responses: dict[str, Any]) -> None:
+def _add_headers(responses: dict[str, Any], *, generates: bool) -> None:
     for status, response in responses.items():
         headers = response.setdefault("headers", {})
-        headers[REQUEST_ID_HEADER] = {
-            "description": "Names the request in the log; the client's own if it sent one.",
-            "schema": {"type": "string"},
-        }
+        headers |= _ALWAYS
         if status in _RETRY_STATUSES:
-            headers["Retry-After"] = {
-                "description": "Seconds, if waiting can help.",
-                "schema": {"type": "integer", "minimum": 1},
-            }
+            headers |= _RETRY_AFTER
+        if generates and status == "200":
+            headers |= _SERVER_TIMING
+        if generates and status in {"200", "429"}:
+            headers |= _RATES
 
 
 def _operation_id(handler: HTTPRouteHandler, _method: Method, path: list[Any]) -> str:
