@@ -89,6 +89,7 @@ examples:
   gpt2serve --store s3://my-bucket/models --disk-cache /var/cache/gpt2serve
   GPT2SERVE_STORE=models/ GPT2SERVE_PORT=9000 gpt2serve
 
+  http://localhost:8000 is a page to try the models, /schema/docs has every route and field
   curl -s localhost:8000/models
   curl -s localhost:8000/generate -d '{"model": "me/my-model", "prompt": "My dream is"}'
 
