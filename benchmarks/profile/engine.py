@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import tempfile
 import time
 from collections import Counter
@@ -181,7 +182,10 @@ def _watch(spans: Spans) -> None:
 
     spans.watch(onnxruntime.InferenceSession, "run_with_iobinding", ONNXRUNTIME)
     spans.watch(Runner, "decode", BINDING)
-    spans.watch(sampling_module, "top_candidates", TOP_K_PART)
+    # Which module calls it differs between the versions that are compared.
+    for module in (sampling_module, sys.modules.get("gpt2serve.engine.draw")):
+        if hasattr(module, "top_candidates"):
+            spans.watch(module, "top_candidates", TOP_K_PART)
     spans.watch(sampling_module.BatchSampler, "sample", SAMPLING)
     spans.watch(ModelWorker, "_update", UPDATE)
     spans.watch(TextStream, "push", TEXT)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -199,3 +201,15 @@ def test_the_report_leaves_out_what_was_not_measured() -> None:
 
 def test_outside_is_what_onnxruntime_does_not_take() -> None:
     assert report.outside({"step_ms": 10.0, "parts": {"onnxruntime": 7.5}}) == pytest.approx(0.25)
+
+
+def test_what_is_watched_is_there() -> None:
+    """In a process of its own, as watching is not undone."""
+    code = (
+        "from benchmarks.profile.engine import _watch\n"
+        "from benchmarks.profile.spans import Spans\n"
+        "from gpt2serve.engine import draw\n"
+        "_watch(Spans())\n"
+        "assert draw.top_candidates.__wrapped__\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
