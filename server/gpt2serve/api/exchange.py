@@ -54,6 +54,11 @@ class Exchange:
     def seconds(self) -> float:
         return time.perf_counter() - self.begun
 
+    def about(self, model: str) -> None:
+        """The request is about `model`. Raises `ModelNotAllowed` if it is not for the caller."""
+        self.model = model
+        self.caller.check_model(model)
+
     def submitted(self, timing: Callable[[], Timing]) -> None:
         """A request to the engine begins."""
         self.requests.append((time.perf_counter(), timing))

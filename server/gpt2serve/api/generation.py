@@ -67,12 +67,11 @@ async def begin(
 
     Raises what `Engine.prepare` and `Engine.submit` raise, `ModelNotAllowed` or `RateLimited`.
     """
-    exchange.model = check_model_id(model)
+    check_model_id(model)
     exchange.stream = stream
-    caller = exchange.caller
-    caller.check_model(model)
+    exchange.about(model)
     prepared = await asyncio.to_thread(_prepare, service, model, asks)
-    running = Running(request, exchange, prepared, caller.reserve(prepared))
+    running = Running(request, exchange, prepared, exchange.caller.reserve(prepared))
     try:
         for one in prepared:
             running.submit(service, one, wants_tokens=stream)

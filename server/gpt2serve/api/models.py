@@ -243,10 +243,17 @@ async def describe_model(
     name: ModelName,
     owner: ModelOwner = "",
 ) -> ModelInfo:
-    model = model_id(owner, name)
-    exchange.caller.check_model(model)
-    manifest = await asyncio.to_thread(service.engine.describe, model)
+    manifest = await manifest_of(service, exchange, model_id(owner, name))
     return ModelInfo.of(manifest, service.engine.settings)
+
+
+async def manifest_of(service: Service, exchange: Exchange, model: str) -> Manifest:
+    """What the model's package says of it, for a caller who may use it.
+
+    Raises `ModelNotAllowed`, or what `Engine.describe` raises.
+    """
+    exchange.about(model)
+    return await asyncio.to_thread(service.engine.describe, model)
 
 
 def model_id(owner: str, name: str) -> str:

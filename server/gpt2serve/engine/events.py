@@ -68,6 +68,12 @@ class Generation(msgspec.Struct, frozen=True, kw_only=True):
     seed: int
     details: tuple[Token, ...] | None = None
 
+    @property
+    def mean_logprob(self) -> float:
+        """Of its tokens, by which the best of several is found; 0 without `details`."""
+        details = self.details or ()
+        return sum(token.logprob for token in details) / max(1, len(details))
+
 
 class Usage(msgspec.Struct, frozen=True, kw_only=True):
     """`prompt_tokens` counts what the model read: prefix and prompt, once."""

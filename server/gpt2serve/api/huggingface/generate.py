@@ -18,6 +18,7 @@ from gpt2serve.api.huggingface.headers import first_headers, last_headers
 from gpt2serve.api.huggingface.outputs import TextGenerationOutput, outputs_of
 from gpt2serve.api.huggingface.params import Wish, in_their_terms, one_prompt
 from gpt2serve.api.huggingface.streaming import TextGenerationFrames
+from gpt2serve.api.models import manifest_of
 from gpt2serve.api.service import Service
 from gpt2serve.engine.status import ModelStatus
 from gpt2serve.errors import EngineClosed, InvalidRequest, RequestAborted
@@ -69,8 +70,7 @@ class Call:
             return one_prompt(inputs, self.wish)
         except InvalidRequest:
             # As on other routes, an unknown model is told before what does not go together.
-            self._check_caller()
-            await asyncio.to_thread(self.service.engine.describe, self.model)
+            await manifest_of(self.service, self.exchange, self.model)
             raise
 
     async def _begin(self, prompts: Sequence[str], *, stream: bool) -> Running:
@@ -87,7 +87,7 @@ class Call:
     async def _refuse_while_loading(self) -> None:
         """Unless the model is in memory, begin to load it and raise `ModelLoading`."""
         engine = self.service.engine
-        self._check_caller()
+        self.exchange.about(self.model)
         if self.service.draining:
             raise EngineClosed
         status = await asyncio.to_thread(engine.status, self.model)
@@ -95,10 +95,6 @@ class Call:
         if status.state not in ("resident", "failed"):
             await asyncio.to_thread(engine.start_load, self.model)
             raise ModelLoading(self.model, _seconds_left(status))
-
-    def _check_caller(self) -> None:
-        self.exchange.model = self.model
-        self.exchange.caller.check_model(self.model)
 
 
 @contextlib.contextmanager

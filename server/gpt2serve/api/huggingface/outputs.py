@@ -126,7 +126,8 @@ def outputs_of(
     generations = list(result.generations)
     others: list[Generation] | None = None
     if wish.best_of > 1:
-        generations.sort(key=_likelihood, reverse=True)
+        # As in Text Generation Inference, by the mean over the tokens.
+        generations.sort(key=lambda one: one.mean_logprob, reverse=True)
         others = generations[wish.texts :]
     texts = generations[: wish.texts]
     return [_output(generation, others, wish, prefill, tokens) for generation in texts]
@@ -134,12 +135,6 @@ def outputs_of(
 
 def seed_of(generation: Generation, wish: Wish) -> int | None:
     return generation.seed if wish.params.do_sample else None
-
-
-def _likelihood(generation: Generation) -> float:
-    """As in Text Generation Inference, the mean over the tokens."""
-    details = generation.details or ()
-    return sum(token.logprob for token in details) / max(1, len(details))
 
 
 def _output(

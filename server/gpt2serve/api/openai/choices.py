@@ -83,9 +83,4 @@ def best(generations: Sequence[Generation], wanted: int) -> Iterable[Generation]
     """All in their order, or those whose tokens are the likeliest on average, best first."""
     if len(generations) <= wanted:
         return generations
-    return sorted(generations, key=_mean_logprob, reverse=True)[:wanted]
-
-
-def _mean_logprob(generation: Generation) -> float:
-    logprobs = [token.logprob for token in generation.details or ()]
-    return sum(logprobs) / max(len(logprobs), 1)
+    return sorted(generations, key=lambda one: one.mean_logprob, reverse=True)[:wanted]

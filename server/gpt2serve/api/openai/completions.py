@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from typing import Any
 
@@ -15,6 +14,7 @@ from litestar.params import JSONBody
 from gpt2serve.api.bodies import strict_body
 from gpt2serve.api.exchange import Exchange
 from gpt2serve.api.generation import GENERATION, Ask, Running, begin
+from gpt2serve.api.models import manifest_of
 from gpt2serve.api.openai.choices import choices_of
 from gpt2serve.api.openai.errors import openai_problems
 from gpt2serve.api.openai.schemas import Completion, CompletionRequest
@@ -81,9 +81,7 @@ async def _asks(request: CompletionRequest, service: Service, exchange: Exchange
         return asks_of(request, service.engine.settings)
     except InvalidRequest:
         # As on all routes, a model that is not there comes before fields that do not go together.
-        exchange.model = check_model_id(request.model)
-        exchange.caller.check_model(exchange.model)
-        await asyncio.to_thread(service.engine.describe, exchange.model)
+        await manifest_of(service, exchange, check_model_id(request.model))
         raise
 
 

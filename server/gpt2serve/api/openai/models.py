@@ -10,7 +10,7 @@ from litestar.di import NamedDependency
 from litestar.params import QueryParameter
 
 from gpt2serve.api.exchange import Exchange
-from gpt2serve.api.models import ModelName, ModelOwner, model_id
+from gpt2serve.api.models import ModelName, ModelOwner, manifest_of, model_id
 from gpt2serve.api.openai.errors import openai_problems
 from gpt2serve.api.openai.schemas import ModelObject, ModelObjects
 from gpt2serve.api.service import Service
@@ -61,9 +61,7 @@ async def retrieve_model_object(
     name: ModelName,
     owner: ModelOwner = "",
 ) -> ModelObject:
-    exchange.model = model_id(owner, name)
-    exchange.caller.check_model(exchange.model)
-    manifest = await asyncio.to_thread(service.engine.describe, exchange.model)
+    manifest = await manifest_of(service, exchange, model_id(owner, name))
     return _model_object(manifest.id)
 
 
