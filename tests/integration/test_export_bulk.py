@@ -202,10 +202,13 @@ def test_the_next_run_goes_on_and_does_the_rest(runs: dict[str, Any], checkpoint
     assert status == 1
     assert packages(runs["store"]) == good(checkpoints)
     assert len(good(checkpoints)) == GOOD
-    assert {model: state for model, state in states.items() if model not in BROKEN} == {
-        model: "unchanged" if model in runs["after kill"] else "exported"
-        for model in good(checkpoints)
-    }
+    assert states.keys() - BROKEN.keys() == good(checkpoints)
+    unchanged = {model for model, state in states.items() if state == "unchanged"}
+    assert unchanged >= runs["after kill"]
+    # The worker that was killed may have published its package with nobody told: tried again, it
+    # is found there.
+    assert len(unchanged - runs["after kill"]) <= 1
+    assert {states[model] for model in good(checkpoints) - unchanged} == {"exported"}
     assert list(runs["store"].glob(f"{writer.PREFIX}*")) == []
     assert "without a checkpoint are left out" in err
 
