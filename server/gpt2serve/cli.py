@@ -54,7 +54,8 @@ OPTIONS: dict[str, tuple[str, str]] = {
     "store_refresh": ("SECONDS", "ask at most this often whether a model was published again"),
     "log_format": ("FORMAT", "auto is console on a terminal and json elsewhere"),
     "max_body_bytes": ("SIZE", "largest request body"),
-    "drain_seconds": ("SECONDS", "after SIGTERM, time for running requests to end"),
+    "drain_delay": ("SECONDS", "after SIGTERM, say not ready but take requests for this long"),
+    "drain_seconds": ("SECONDS", "then refuse new ones; time for running requests to end"),
     "admin_key": ("KEY", "offer /admin to who sends this key; ps shows it, so better not here"),
     "admin_key_file": ("FILE", "file with the admin key; read once, at start"),
     "api_key_file": ("FILE", "let in only who has a key of it: python -m gpt2serve.keys --help"),
@@ -94,8 +95,9 @@ examples:
   curl -s localhost:8000/generate -d '{"model": "me/my-model", "prompt": "My dream is"}'
 
 SIGTERM or Ctrl-C: running requests end, new ones are refused, then the process exits with
-status 0. A second signal aborts what still runs. Status 1: the server could not start;
-status 2: an option is wrong.
+status 0. A second signal aborts what still runs. Behind a balancer, --drain-delay 10 gives it
+time to see that /readyz says 503 before anything is refused. Status 1: the server could not
+start; status 2: an option is wrong.
 
 The port opens at once and /healthz answers 200; /readyz answers 503 until the models of
 --preload and --pin are loaded. If one of them cannot be, the process ends with status 1.

@@ -113,7 +113,10 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     port: int = 8000
     log_format: Literal["auto", "json", "console"] = "auto"
     max_body_bytes: int = 1024 * 1024
-    #: After SIGTERM, running requests have this long to end.
+    #: After SIGTERM, `/readyz` answers 503 at once, and requests are still taken for this long:
+    #: the time that balancers need to notice.
+    drain_delay: float = 0.0
+    #: Then running requests have this long to end.
     drain_seconds: float = 45.0
     #: What `/admin` wants to see. Without it, and without a file, there is no `/admin`.
     admin_key: Secret | None = None
@@ -255,15 +258,10 @@ def engine_settings(
     ):
         if getattr(settings, field) < low:
             raise SettingsError(f"{field} must be at least {low}.")
-    for field in (
-        "model_max_wait",
-        "model_ttl",
-        "load_retry_min",
-        "load_retry_max",
-        "store_refresh",
-    ):
-        if not 0 <= getattr(settings, field) < math.inf:
-            raise SettingsError(f"{field} must be a number of seconds, 0 or more.")
+    _check_seconds(
+        settings,
+        ("model_max_wait", "model_ttl", "load_retry_min", "load_retry_max", "store_refresh"),
+    )
     return settings
 
 
@@ -282,14 +280,19 @@ def server_settings(
         raise SettingsError(str(error)) from error
     if not 0 <= settings.port <= 65535:
         raise SettingsError("port must be between 0 and 65535.")
-    if not 0 <= settings.drain_seconds < math.inf:
-        raise SettingsError("drain_seconds must be at least 0.")
+    _check_seconds(settings, ("drain_delay", "drain_seconds"))
     if not 0 <= settings.model_metrics <= MOST_MODEL_METRICS:
         raise SettingsError(f"model_metrics must be between 0 and {MOST_MODEL_METRICS}.")
     check_origins(settings.cors_origins)
     if settings.admin_key is not None:
         read_admin_key(settings)
     return settings
+
+
+def _check_seconds(settings: msgspec.Struct, fields: Sequence[str]) -> None:
+    for field in fields:
+        if not 0 <= getattr(settings, field) < math.inf:
+            raise SettingsError(f"{field} must be a number of seconds, 0 or more.")
 
 
 def read_admin_key(settings: ServerSettings) -> Secret | None:

@@ -165,6 +165,40 @@ def test_what_outlasts_the_drain_is_told_so(serve: Callable[..., Server], twice:
     assert server.process.wait(timeout=10) == 0
 
 
+def test_work_is_taken_while_balancers_notice(serve: Callable[..., Server]) -> None:
+    server = serve("--drain-delay", "3")
+    short = {"model": MODEL, "prompt": PROMPT, "max_new_tokens": 2}
+    with server.client() as client:
+        begin = time.monotonic()
+        server.process.send_signal(signal.SIGTERM)
+        eventually(lambda: client.get("/readyz").status_code == 503)
+        ready = client.get("/readyz")
+        assert ready.json()["code"] == "draining"
+        assert ready.headers["x-envoy-immediate-health-check-fail"] == "true"
+        answer = client.post("/generate", json=short)
+        assert "x-envoy-immediate-health-check-fail" not in answer.headers
+        assert answer.status_code == 200
+        with client.stream("POST", "/generate", json=LONG | {"stream": True}) as running:
+            received = events(running.iter_lines())
+            next(received)
+            with server.client() as other:
+                eventually(lambda: other.post("/generate", json=short).status_code == 503)
+                assert time.monotonic() - begin > 3
+                refused = other.post("/generate", json=short)
+            assert refused.json()["code"] == "draining"
+            assert refused.headers["x-envoy-immediate-health-check-fail"] == "true"
+            assert list(received)[-1] == "[DONE]"
+    assert server.process.wait(timeout=10) == 0
+
+
+def test_a_second_signal_ends_the_delay_too(serve: Callable[..., Server]) -> None:
+    server = serve("--drain-delay", "600")
+    server.process.send_signal(signal.SIGTERM)
+    with server.client() as client:
+        eventually(lambda: client.get("/readyz").status_code == 503)
+    assert server.stop()[0] == 0
+
+
 def test_sigterm_while_models_are_loaded_at_start(serve: Callable[..., Server]) -> None:
     server = serve("--preload", MODEL, "--pin", "ronald-reagan", wait=False)
     status, log = server.stop()

@@ -35,7 +35,7 @@ async def health(service: NamedDependency[Service]) -> dict[str, str]:
 
 async def _ready(service: Service) -> dict[str, str]:
     """Asks through the engine thread: a server whose thread is stuck must not look healthy."""
-    if service.draining:
+    if service.leaving:
         raise EngineClosed
     if service.starting:
         raise NotReady("The models that are to be there from the start are still being loaded.")

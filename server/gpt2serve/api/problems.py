@@ -30,6 +30,10 @@ from gpt2serve.api.exchange import (
     open_exchange,
 )
 
+#: Envoy sends nothing more to a host that answers with it, until a health check passes again; a
+#: proxy also sees from it that another replica may take the request. k8s/envoy/envoy.yaml
+#: does both.
+LEAVING_HEADER = "X-Envoy-Immediate-Health-Check-Fail"
 PROBLEM_JSON = "application/problem+json"
 CLIENT_CLOSED_REQUEST = 499
 _TYPE_PREFIX = "urn:gpt2serve:error:"
@@ -191,6 +195,8 @@ def error_handler(render: Render, media_type: str = MediaType.JSON) -> ErrorHand
         headers = retry_headers(error)
         if isinstance(error, Unauthorized):
             headers["WWW-Authenticate"] = "Bearer"
+        if isinstance(error, errors.EngineClosed):
+            headers[LEAVING_HEADER] = "true"
         if exchange is not None:
             exchange.failed(problem.code, error if problem.status >= 500 else None)
         else:  # no route matched, so no middleware ran

@@ -36,6 +36,9 @@ class Service:
         #: Requests may come before they are; then whoever serves waits for `started`.
         self.opens_at_once = False
         self._start: asyncio.Task[None] | None = None
+        #: Whether `/readyz` tells balancers to send nothing more.
+        self.leaving = False
+        #: Whether new generations are refused.
         self.draining = False
         self._closed = False
         metrics.watch(engine.stats)
@@ -65,14 +68,19 @@ class Service:
             raise
         self.starting = False
 
+    async def leave(self) -> None:
+        """Say that no more work is wanted, and take it still, while balancers notice."""
+        self.leaving = True
+        await asyncio.sleep(self.settings.drain_delay)
+
     async def drain(self) -> bool:
         """Refuse new generations and wait for the running ones. True if all have ended."""
-        self.draining = True
+        self.leaving = self.draining = True
         return await self.engine.drain(self.settings.drain_seconds)
 
     async def close(self) -> None:
         """Abort what still runs and stop the engine."""
-        self.draining = self._closed = True
+        self.leaving = self.draining = self._closed = True
         await asyncio.to_thread(self.engine.close)
 
     async def flush(self) -> None:

@@ -2,8 +2,9 @@
 
 The port opens at once; `/readyz` says when the models are there that are loaded at start.
 
-First signal: the engine refuses new requests (503) while the socket stays open, so that
-readiness probes and late clients get an answer; running requests end; then uvicorn closes.
+First signal: `/readyz` answers 503; after `drain_delay`, in which balancers notice, the engine
+refuses new requests (503) while the socket stays open, so that probes and late clients get an
+answer; running requests end; then uvicorn closes.
 Second signal: what still runs is aborted. Third: the process dies at once.
 """
 
@@ -29,6 +30,10 @@ from gpt2serve.logs import ForwardHandler
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 #: After the last token: time for slow clients to take what is still in the socket's buffers.
 _FLUSH_SECONDS = 5
+#: How long a connection without a request stays open. Longer than proxies keep theirs (Envoy's
+#: is set to 60 s here, most others' default is that too): whoever closes first does so without
+#: a race against the next request.
+_KEEP_ALIVE_SECONDS = 75
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -61,6 +66,7 @@ async def serve(app: Litestar, service: Service, listener: socket.socket) -> Non
         lifespan="on",
         server_header=False,
         timeout_graceful_shutdown=_FLUSH_SECONDS,
+        timeout_keep_alive=_KEEP_ALIVE_SECONDS,
     )
     server = DrainingServer(config, service)
     await server.serve(sockets=[listener])
@@ -128,6 +134,7 @@ class DrainingServer(uvicorn.Server):
 
     async def _drain(self) -> None:
         try:
+            await self._service.leave()
             if not await self._service.drain():
                 self._log.warning("requests did not end in time and are aborted")
         finally:
