@@ -1,0 +1,153 @@
+"""Replicas, a name server and a router: the cluster's parts, each real, on one machine.
+
+Replicas listen on 127.0.1.1, 127.0.1.2, ..., all on the same port, as pods do.
+"""
+
+from __future__ import annotations
+
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, Self
+
+import httpx
+
+from tests.cluster.name_server import NameServer
+from tests.cluster.router import Router, free_port
+from tests.e2e.server_support import eventually
+
+SERVICE = "gpt2serve-replicas"
+#: Longer than the router needs to notice: its health checks come each second.
+DRAIN_DELAY = 4
+
+
+class Replica:
+    """`gpt2serve` on one address; its log is a file, which never is full."""
+
+    def __init__(self, store: Path, log: Path, address: str, port: int, *options: str) -> None:
+        self.url = f"http://{address}:{port}"
+        command = [sys.executable, "-m", "gpt2serve.cli", "--store", str(store)]
+        command += ["--host", address, "--port", str(port), "--threads", "1"]
+        command += ["--kv-cache-bytes", "256MiB", "--drain-delay", str(DRAIN_DELAY), *options]
+        with log.open("wb") as out:
+            self.process = subprocess.Popen(command, stdout=out, stderr=out)
+
+    def ready(self) -> bool:
+        assert self.process.poll() is None, "the replica has ended"
+        try:
+            return httpx.get(f"{self.url}/readyz").status_code == 200
+        except httpx.TransportError:
+            return False
+
+    def metric(self, name: str) -> float:
+        text = httpx.get(f"{self.url}/metrics").text
+        (line,) = [line for line in text.splitlines() if line.startswith(f"gpt2serve_{name} ")]
+        return float(line.split()[-1])
+
+    def end(self, number: signal.Signals) -> int:
+        """Its exit status."""
+        self.process.send_signal(number)
+        return self.process.wait(timeout=90)
+
+
+class Fleet:
+    def __init__(
+        self,
+        store: Path,
+        folder: Path,
+        count: int,
+        *options: str,
+        change: Callable[[dict[str, Any]], None] = lambda _: None,
+    ) -> None:
+        self._store = store
+        self._folder = folder
+        self._options = options
+        self.port = _port_of_all()
+        self.replicas: dict[str, Replica] = {}
+        self.names = NameServer(SERVICE)
+        self.router: Router
+        try:
+            self.start(count)
+            self.router = Router(
+                folder / "router",
+                replica_port=self.port,
+                name_server=self.names.port,
+                change=change,
+            )
+            self.settled()
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def start(self, count: int) -> list[str]:
+        """Start so many more replicas, side by side, and let them be found when all are ready."""
+        started: list[str] = []
+        used = [int(address.rpartition(".")[2]) for address in self.replicas]
+        first = max(used, default=0) + 1
+        for number in range(first, first + count):
+            address = f"127.0.1.{number}"
+            log = self._folder / f"replica-{number}.log"
+            self.replicas[address] = Replica(self._store, log, address, self.port, *self._options)
+            started.append(address)
+        eventually(lambda: all(self.replicas[address].ready() for address in started), 60)
+        self.publish()
+        return started
+
+    def publish(self, addresses: Iterable[str] | None = None) -> None:
+        """Let the name server tell of these replicas; of all, if none are named."""
+        self.names.say(self.replicas if addresses is None else addresses)
+
+    def settled(self, addresses: Iterable[str] | None = None) -> None:
+        """Wait until the router sends requests to just these replicas."""
+        wanted = set(self.replicas if addresses is None else addresses)
+        eventually(lambda: self.router.healthy() == wanted, 30)
+
+    def kill(self, address: str) -> float:
+        """kill -9; when that was. The name server goes on to tell of it."""
+        at = time.monotonic()
+        self.replicas.pop(address).end(signal.SIGKILL)
+        return at
+
+    def leave(self, address: str) -> int:
+        """As Kubernetes does: no longer told of, SIGTERM. Its exit status, when it has ended."""
+        replica = self.replicas.pop(address)
+        self.publish()
+        return replica.end(signal.SIGTERM)
+
+    def hits_and_misses(self) -> tuple[float, float]:
+        """Of all replicas' model caches together."""
+        hits, misses = (
+            sum(replica.metric(f"model_cache_{what}_total") for replica in self.replicas.values())
+            for what in ("hits", "misses")
+        )
+        return hits, misses
+
+    def close(self) -> None:
+        if hasattr(self, "router"):
+            self.router.close()
+        for replica in self.replicas.values():
+            replica.end(signal.SIGKILL)
+        self.names.close()
+
+
+def _port_of_all() -> int:
+    """A port that is free on all addresses of this machine."""
+    for _ in range(100):
+        port = free_port("0.0.0.0")
+        with socket.socket() as one:
+            try:
+                one.bind(("127.0.1.1", port))
+            except OSError:
+                continue
+            return port
+    raise AssertionError("no port is free")
