@@ -1,8 +1,9 @@
 """Prometheus metrics of one app: its own registry, so that many apps fit in a process.
 
 Counters and histograms are fed as things happen: HTTP requests by the API, everything else by
-the engine, whose observer a `Metrics` is. Gauges are read from the engine's snapshot at scrape
-time. No label takes a value that a client can choose.
+the engine, whose observer a `Metrics` is. Gauges are read at scrape time, from what engine and
+server have noted; a scrape never waits for the engine thread. No label takes a value that a client
+can choose.
 
 With `model_labels` N, some counters have the label `model`: the first N models that are used keep
 one each until the end, as a label that changed its meaning would spoil every rate; all others
@@ -13,10 +14,10 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Histogram
-from prometheus_client.core import GaugeMetricFamily, Metric
+import msgspec
+from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
+from prometheus_client.core import GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 from prometheus_client.registry import Collector
 
@@ -33,10 +34,13 @@ _SHORT = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10
 _PER_TOKEN = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.25, 1)
 _BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)
 
-#: Field of `EngineStats`: name and description of the gauge.
+#: Field of `EngineStats` or `ServerStats`: name and description of the gauge.
 _GAUGES = {
+    "ready": ("ready", "Whether /readyz says that it takes work."),
+    "unresponsive": ("engine_unresponsive_seconds", "Since the engine thread took messages."),
     "requests_running": ("requests_running", "Requests that generate now."),
     "requests_waiting": ("requests_waiting", "Requests without a place in a batch yet."),
+    "requests_limit": ("requests_limit", "Running and waiting requests, beyond which 429."),
     "sequences_running": ("sequences_running", "Sequences that are decoded now."),
     "kv_cache_used_bytes": ("kv_cache_used_bytes", "Memory taken by keys and values."),
     "kv_cache_limit_bytes": ("kv_cache_limit_bytes", "Memory that keys and values may take."),
@@ -46,8 +50,21 @@ _GAUGES = {
     "models_fetching": ("models_fetching", "Models on their way from the store."),
     "leases": ("model_leases", "Requests that use a model or wait for one."),
     "disk_cache_used_bytes": ("disk_cache_used_bytes", "Packages in the disk cache."),
+    "disk_cache_limit_bytes": ("disk_cache_limit_bytes", "What the disk cache may hold."),
     "oldest_load_wait": ("oldest_load_wait_seconds", "Age of the oldest unfinished load."),
+    "store_reachable": ("store_reachable", "Whether the store answered when last asked."),
+    "api_keys_current": (
+        "api_keys_last_reload_successful",
+        "Whether the file of API keys could be used when it last changed.",
+    ),
 }
+
+
+class ServerStats(msgspec.Struct, frozen=True, kw_only=True):
+    """The server around the engine, now. `api_keys_current` is None if there are no keys."""
+
+    ready: bool = False
+    api_keys_current: bool | None = None
 
 
 class Metrics:
@@ -55,6 +72,7 @@ class Metrics:
 
     def __init__(self, *, model_labels: int = 0) -> None:
         self._registry = _Registry()
+        ProcessCollector(registry=self._registry)
         self._watched = False
         self._models = _ModelLabels(model_labels)
         count, time, by_model = self._counter, self._histogram, self._model_counter
@@ -88,10 +106,16 @@ class Metrics:
         )
         self._evictions = by_model("model_evictions", "Models put out of memory.", ("reason",))
 
-    def watch(self, stats: Callable[[], EngineStats]) -> None:
-        """Show the engine's snapshot as gauges. One engine per `Metrics`."""
+    def watch(
+        self,
+        engine: Callable[[], EngineStats],
+        server: Callable[[], ServerStats] = ServerStats,
+        **info: str,
+    ) -> None:
+        """Show the snapshots of engine and server as gauges, and `info`, which never changes, as
+        labels. One engine per `Metrics`."""
         if not self._watched:
-            self._registry.register(_Gauges(stats))
+            self._registry.register(_Gauges(engine, server, info))
             self._watched = True
 
     def render(self) -> bytes:
@@ -212,12 +236,20 @@ class _Registry(CollectorRegistry):
 
 
 class _Gauges(Collector):
-    def __init__(self, stats: Callable[[], EngineStats]) -> None:
-        self._stats = stats
+    def __init__(
+        self,
+        engine: Callable[[], EngineStats],
+        server: Callable[[], ServerStats],
+        info: dict[str, str],
+    ) -> None:
+        self._engine = engine
+        self._server = server
+        self._info = info
 
     def collect(self) -> Iterator[Metric]:
-        snapshot: Any = self._stats()
+        values = msgspec.structs.asdict(self._engine()) | msgspec.structs.asdict(self._server())
         for field, (name, text) in _GAUGES.items():
-            value = getattr(snapshot, field)
-            if value is not None:  # there is no such thing in this engine
-                yield GaugeMetricFamily(_PREFIX + name, text, value=value)
+            if values[field] is not None:  # there is no such thing in this engine or server
+                yield GaugeMetricFamily(_PREFIX + name, text, value=values[field])
+        if self._info:
+            yield InfoMetricFamily(_PREFIX.rstrip("_"), "What runs here.", value=self._info)

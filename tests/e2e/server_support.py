@@ -130,6 +130,6 @@ class Operator:
         for family in text_string_to_metric_families(self.client.get("/metrics").text):
             for sample in family.samples:
                 labels = ",".join(f"{k}={v}" for k, v in sorted(sample.labels.items()))
-                assert sample.name.startswith("gpt2serve_")
+                assert sample.name.startswith(("gpt2serve_", "process_"))
                 found[f"{sample.name.removeprefix('gpt2serve_')}{{{labels}}}"] = sample.value
         return found

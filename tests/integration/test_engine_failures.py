@@ -341,6 +341,8 @@ def test_death_of_the_engine_thread_leaves_nobody_waiting(sample_store: Path) ->
             assert one.stream.terminals == 1
         wait_until(lambda: not engine._core._thread.is_alive())
         assert not _ping(engine)
+        assert not engine.takes_requests
+        wait_until(lambda: engine.stats().unresponsive > 0.1)
         with pytest.raises(EngineClosed):
             send(engine, REAGAN, "We", PARAMS).stream.wait(timeout=5)
         with pytest.raises(EngineClosed):

@@ -93,6 +93,8 @@ class FakeEngine:
     refuses: Exception | None = None
     held_from: int | None = None
     alive: bool = True
+    unresponsive: float = 0.0
+    device: str = "cpu"
     cancelled: int = 0
     #: What each stream says.
     tokens_used: int = 0
@@ -197,8 +199,12 @@ class FakeEngine:
     async def drain(self, timeout: float) -> bool:
         return True
 
+    @property
+    def takes_requests(self) -> bool:
+        return self.alive
+
     def stats(self) -> EngineStats:
-        return EngineStats(requests_running=3)
+        return EngineStats(requests_running=3, unresponsive=self.unresponsive)
 
 
 class Served:

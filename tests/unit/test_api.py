@@ -560,8 +560,41 @@ def test_not_ready_before_what_is_loaded_at_start_is_there() -> None:
 
 def test_not_ready_while_draining() -> None:
     served = Served()
+    assert shown(served, "gpt2serve_ready") == 1
     asyncio.run(served.app.state["gpt2serve"].drain())
     assert_problem(served.request("GET", "/readyz"), 503, "draining")
+    assert shown(served, "gpt2serve_ready") == 0
+
+
+def shown(served: Served, metric: str) -> float:
+    lines = served.request("GET", "/metrics").text.splitlines()
+    (value,) = [float(line.split()[1]) for line in lines if line.startswith(f"{metric} ")]
+    return value
+
+
+def test_metrics_tell_readiness_without_asking_the_engine() -> None:
+    """Its thread may be stuck: a scrape must not wait for it."""
+    engine = FakeEngine(may_start=threading.Event())
+    served = Served(engine)
+    assert shown(served, "gpt2serve_ready") == 1
+    engine.unresponsive = 60.0
+    assert shown(served, "gpt2serve_ready") == 0
+    assert shown(served, "gpt2serve_engine_unresponsive_seconds") == 60
+    engine.unresponsive, engine.alive = 0.5, False
+    assert shown(served, "gpt2serve_ready") == 0
+    engine.alive = True
+    assert shown(served, "gpt2serve_ready") == 1
+
+    async def main() -> None:
+        service_of(served.app).begin()
+        answer = await send(served.app, "GET", "/metrics")
+        assert "gpt2serve_ready 0.0" in answer.text, "starting"
+        assert engine.may_start is not None
+        engine.may_start.set()
+        await service_of(served.app).started()
+
+    asyncio.run(main())
+    assert shown(served, "gpt2serve_ready") == 1
 
 
 def test_index_points_to_the_schema() -> None:

@@ -154,6 +154,7 @@ def routes(app: Any) -> list[tuple[str, str, HTTPRouteHandler]]:
     ]
 
 
+RELOADED = "gpt2serve_api_keys_last_reload_successful"
 OPEN = {"/", "/health", "/healthz", "/readyz", "/metrics", "/playground/{name}"}
 
 
@@ -413,6 +414,7 @@ def test_a_file_that_cannot_be_used_changes_nothing(
         clock.now += 1
         assert generate(served, NEW).status_code == 401
         assert generate(served, ALICE).status_code == 200
+    assert f"{RELOADED} 0.0" in served.request("GET", "/metrics").text
     (told,) = [line for line in served.log if line["level"] == "error"]
     assert told["event"] == "API keys not reloaded: the old ones still hold"
     assert str(file) in told["error"]
@@ -422,6 +424,7 @@ def test_a_file_that_cannot_be_used_changes_nothing(
     file.write_text(text + f"{hashed(NEW)} carol\n")
     clock.now += 1
     assert generate(served, NEW).status_code == 200
+    assert f"{RELOADED} 1.0" in served.request("GET", "/metrics").text
 
 
 def test_an_empty_file_lets_nobody_in(served: Served, file: Path, clock: Clock) -> None:

@@ -268,6 +268,38 @@ def test_a_caller_whose_loop_is_gone_does_not_stop_the_engine(
     assert asyncio.run(engine.ping(PATIENCE)) is True
 
 
+def test_a_stuck_engine_thread_shows(opened: Callable[..., Engine]) -> None:
+    """In numbers that keep growing although the thread that knows them is stuck."""
+    engine = opened()
+    assert engine.stats().unresponsive == 0
+    assert engine.stats().requests_limit == engine.settings.max_queue
+    assert not engine.takes_requests
+    engine.start()
+    assert engine.takes_requests
+    hold = threading.Event()
+    engine._core.inbox.put(Call(lambda: hold.wait(PATIENCE)))
+    until(lambda: engine.stats().unresponsive > 0.3)
+    hold.set()
+    until(lambda: engine.stats().unresponsive == 0)
+    engine.close()
+    assert engine.stats().unresponsive == 0
+    assert not engine.takes_requests
+
+
+def test_a_stuck_load_shows_while_nothing_else_happens(
+    opened: Callable[..., Engine], loads: Loads
+) -> None:
+    engine = opened()
+    may_load = threading.Event()
+    loads.make = lambda _: FakeRunner() if may_load.wait(PATIENCE) else None
+    thread, _ = in_thread(lambda: engine.generate("a", "x", SamplingParams(max_new_tokens=2)))
+    until(lambda: engine.stats().oldest_load_wait > 0.3)
+    assert engine.stats().unresponsive == 0, "the engine thread is idle"
+    may_load.set()
+    thread.join(PATIENCE)
+    assert engine.stats().oldest_load_wait == 0
+
+
 def test_drain(opened: Callable[..., Engine], loads: Loads) -> None:
     engine = opened()
     gate = Gate()

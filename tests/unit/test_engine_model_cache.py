@@ -77,7 +77,7 @@ def test_room_goes_to_who_came_first_even_if_a_later_one_would_fit() -> None:
     cache.acquire("small", 3, 2.0)
     cache.acquire("large", 8, 3.0)  # asking again is no reason to lose one's place
     assert cache.start_loads(3.0) == []
-    assert cache.longest_wait(3.0) == 2.0
+    assert cache.waited_for_since == 1.0
     # Nobody waits for the large one any more: it is forgotten, and the small one's turn.
     cache.release("large", 3.0)
     cache.release("large", 3.0)
@@ -122,7 +122,7 @@ def test_a_fetch_reserves_nothing_and_keeps_nobody_waiting() -> None:
     assert cache.start_loads(50.0) == []
     assert cache.held_back(5.0, 54.0) == set()
     assert cache.held_back(5.0, 56.0) == {"near"}
-    assert cache.longest_wait(56.0) == 56.0
+    assert cache.waited_for_since == 0.0
 
 
 def test_a_fetch_that_nobody_waits_for_is_forgotten() -> None:

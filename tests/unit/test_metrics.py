@@ -6,7 +6,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from gpt2serve.engine.events import Timing, Usage
 from gpt2serve.engine.observer import EngineStats, RequestSummary
-from gpt2serve.metrics import _GAUGES, Metrics
+from gpt2serve.metrics import _GAUGES, Metrics, ServerStats
 
 
 def summary(error: str | None = None, model: str = "somebody/some-model") -> RequestSummary:
@@ -24,7 +24,7 @@ def samples(metrics: Metrics) -> dict[str, float]:
     found = {}
     for family in text_string_to_metric_families(metrics.render().decode()):
         for sample in family.samples:
-            assert sample.name.startswith("gpt2serve_")
+            assert sample.name.startswith(("gpt2serve_", "process_"))
             assert not sample.name.endswith("_created")
             key = " ".join([sample.name.removeprefix("gpt2serve_"), *sample.labels.values()])
             found[key] = sample.value
@@ -97,8 +97,10 @@ def test_snapshot_is_read_at_scrape_time() -> None:
     assert found["oldest_load_wait_seconds"] == 0
 
 
-def test_every_number_of_the_snapshot_is_shown() -> None:
-    assert set(_GAUGES) == set(EngineStats.__struct_fields__)
+def test_every_number_of_the_snapshots_is_shown() -> None:
+    fields = EngineStats.__struct_fields__ + ServerStats.__struct_fields__
+    assert set(_GAUGES) == set(fields)
+    assert len(fields) == len(set(fields))
 
 
 def test_what_the_engine_does_not_have_is_not_shown() -> None:
@@ -106,8 +108,30 @@ def test_what_the_engine_does_not_have_is_not_shown() -> None:
     metrics = Metrics()
     metrics.watch(lambda: stats)
     assert "disk_cache_used_bytes" not in samples(metrics)
-    stats = EngineStats(disk_cache_used_bytes=0)
+    stats = EngineStats(disk_cache_used_bytes=0, disk_cache_limit_bytes=9)
     assert samples(metrics)["disk_cache_used_bytes"] == 0
+    assert samples(metrics)["disk_cache_limit_bytes"] == 9
+
+
+def test_what_the_server_says_of_itself() -> None:
+    server = ServerStats(ready=True)
+    metrics = Metrics()
+    metrics.watch(EngineStats, lambda: server, version="1.2.3", device="cpu")
+    found = samples(metrics)
+    assert found["ready"] == 1
+    assert {"": "gpt2serve_info", "version": "1.2.3", "device": "cpu"} in series(metrics)
+    assert "api_keys_last_reload_successful" not in found
+    server = ServerStats(ready=False, api_keys_current=False)
+    found = samples(metrics)
+    assert found["ready"] == found["api_keys_last_reload_successful"] == 0
+
+
+def test_the_process_is_shown() -> None:
+    found = samples(Metrics())
+    assert found["process_resident_memory_bytes"] > 2**20
+    assert found["process_open_fds"] > 0
+    assert found["process_start_time_seconds"] > 1.7e9
+    assert found["process_cpu_seconds_total"] > 0
 
 
 def test_no_model_name_becomes_a_label() -> None:

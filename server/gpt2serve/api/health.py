@@ -7,12 +7,9 @@ from litestar.di import NamedDependency
 
 from gpt2serve.api.openapi import problem_specs
 from gpt2serve.api.problems import NotReady
-from gpt2serve.api.service import Service
+from gpt2serve.api.service import PING_SECONDS, Service
 from gpt2serve.errors import EngineClosed
 from gpt2serve.metrics import CONTENT_TYPE
-
-#: An engine thread that does not come back within this many seconds is stuck.
-PING_SECONDS = 2.0
 
 
 @get("/healthz", summary="Is the process alive?")

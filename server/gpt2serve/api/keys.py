@@ -55,6 +55,8 @@ class Keyring:
         if look.error is not None:
             raise look.error
         self._stamp = look.stamp
+        #: Whether the keys that hold are those of the file: it could be used when it last changed.
+        self.current = True
         self._use(look.keys)
         self._looked_at = clock()
         self._looking: asyncio.Task[None] | None = None
@@ -92,6 +94,7 @@ class Keyring:
         if look is None:
             return
         self._stamp = look.stamp
+        self.current = look.error is None
         if look.error is not None:
             # Once, as the stamp is that of the broken file now.
             self._log.error("API keys not reloaded: the old ones still hold", error=str(look.error))

@@ -7,13 +7,18 @@ from typing import TYPE_CHECKING, Any
 
 from gpt2serve.api.exchange import Exchange
 from gpt2serve.api.keys import Keyring
+from gpt2serve.api.version import version
 from gpt2serve.errors import EngineClosed, Gpt2ServeError, SettingsError, StepFailed
-from gpt2serve.metrics import Metrics
+from gpt2serve.metrics import Metrics, ServerStats
 from gpt2serve.settings import ServerSettings, read_admin_key
 
 if TYPE_CHECKING:
     from gpt2serve.api.traces import Traces
     from gpt2serve.engine.engine import Engine
+
+
+#: An engine thread that does not come back within this many seconds is stuck.
+PING_SECONDS = 2.0
 
 
 class Service:
@@ -41,7 +46,7 @@ class Service:
         #: Whether new generations are refused.
         self.draining = False
         self._closed = False
-        metrics.watch(engine.stats)
+        metrics.watch(engine.stats, self.stats, version=version(), device=engine.device)
 
     def __deepcopy__(self, _memo: object) -> Service:
         # Litestar copies routers when they are registered; the copies share one engine.
@@ -67,6 +72,18 @@ class Service:
             await self.close()
             raise
         self.starting = False
+
+    def stats(self) -> ServerStats:
+        return ServerStats(
+            ready=self.ready, api_keys_current=None if self.keys is None else self.keys.current
+        )
+
+    @property
+    def ready(self) -> bool:
+        """What `/readyz` would answer, told without waiting for the engine thread."""
+        if self.leaving or self.starting or not self.engine.takes_requests:
+            return False
+        return self.engine.stats().unresponsive < PING_SECONDS
 
     async def leave(self) -> None:
         """Say that no more work is wanted, and take it still, while balancers notice."""

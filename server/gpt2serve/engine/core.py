@@ -9,8 +9,9 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any
+
+import msgspec
 
 from gpt2serve.engine.events import Usage
 from gpt2serve.engine.fetcher import Fetcher, FetchResult
@@ -65,7 +66,10 @@ class EngineCore:
         prepare_again: Callable[[Waiting], Package],
     ) -> None:
         self.inbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
-        self.stats = EngineStats()
+        #: Since when a model is waited for; since when the thread is on its round from inbox to
+        #: inbox. Written by the engine thread, read by any, as `_published` is.
+        self._waits_since: float | None = None
+        self._round_since: float | None = None
         self.pool = KVPool(settings.kv_cache_bytes)
         self.memory = HostMemory()
         self.outbox = Outbox()
@@ -77,7 +81,7 @@ class EngineCore:
         self._on_request_ended = on_request_ended
         self._on_stopped = on_stopped
         self._store = store
-        self._has_disk_cache = is_url(settings.store)
+        self._disk_cache_limit = settings.disk_cache_bytes if is_url(settings.store) else None
         self._loader = Loader(
             store, device=device, threads=threads, report=self.inbox.put, clock=clock
         )
@@ -107,6 +111,7 @@ class EngineCore:
         }
         self._turns = Turns()
         self._stopping = False
+        self._published = self._snapshot()
         self._thread = threading.Thread(target=self._run, name="gpt2serve-engine", daemon=True)
 
     def start(self) -> None:
@@ -131,6 +136,7 @@ class EngineCore:
     def _run(self) -> None:
         try:
             while not self._stopping:
+                self._round_since = self.clock()
                 self._receive(wait=not self._step())
                 self._expire()
                 self._publish()
@@ -204,8 +210,14 @@ class EngineCore:
             self._expire()
             due = [time for time in (trim_at, self.models.next_expiry()) if time is not None]
             timeout = max(0.001, min(due) - self.clock()) if due else None
-            with suppress(queue.Empty):
-                self._handle(self.inbox.get(timeout=timeout))
+            self._round_since = None
+            try:
+                message = self.inbox.get(timeout=timeout)
+            except queue.Empty:
+                self._round_since = self.clock()
+            else:
+                self._round_since = self.clock()
+                self._handle(message)
                 return
             if trim_at is not None and self.clock() >= trim_at:
                 self.memory.trim(0)
@@ -218,7 +230,8 @@ class EngineCore:
 
     def _publish(self) -> None:
         """First the state, then the events: who sees a request's end sees the state after it."""
-        self.stats = self._snapshot()
+        self._published = self._snapshot()
+        self._waits_since = self.models.cache.waited_for_since
         self.outbox.flush()
 
     def _handle(self, message: Message) -> None:
@@ -226,6 +239,7 @@ class EngineCore:
 
     def _stop(self, _: Stop) -> None:
         self._stopping = True
+        self._round_since = None
 
     # -- requests -------------------------------------------------------------------------
 
@@ -301,16 +315,28 @@ class EngineCore:
                     message.run()
         self.models.abort(error)
 
+    def stats(self) -> EngineStats:
+        """For any thread. What grows with time is as of now, as the engine thread may be stuck,
+        or wait for a load that is."""
+        now = self.clock()
+        return msgspec.structs.replace(
+            self._published,
+            oldest_load_wait=_seconds(self._waits_since, now),
+            unresponsive=_seconds(self._round_since, now),
+            store_reachable=self._store.reachable,
+        )
+
     def _snapshot(self) -> EngineStats:
         workers = self.models.workers.values()
         running = sum(len(worker.scheduler.running) for worker in workers)
         waiting = sum(len(worker.scheduler.waiting) for worker in workers)
-        cache = self.models.cache
+        cache, limit = self.models.cache, self._disk_cache_limit
         return EngineStats(
             requests_running=sum(
                 len(w.requests()) - len(w.scheduler.waiting) for w in workers if w.has_work
             ),
             requests_waiting=waiting + self.models.requests_waiting,
+            requests_limit=self._settings.max_queue,
             sequences_running=running,
             kv_cache_used_bytes=self.pool.used,
             kv_cache_limit_bytes=self.pool.budget,
@@ -319,8 +345,8 @@ class EngineCore:
             models_resident=len(workers),
             models_fetching=cache.fetching,
             leases=cache.leases,
-            oldest_load_wait=cache.longest_wait(self.clock()),
-            disk_cache_used_bytes=self._store.disk_cache_bytes if self._has_disk_cache else None,
+            disk_cache_used_bytes=None if limit is None else self._store.disk_cache_bytes,
+            disk_cache_limit_bytes=limit,
         )
 
     def check_integrity(self) -> None:
@@ -329,3 +355,7 @@ class EngineCore:
         self.pool.check_integrity()
         for worker in self.models.workers.values():
             worker.scheduler.check_integrity()
+
+
+def _seconds(since: float | None, now: float) -> float:
+    return 0.0 if since is None else max(0.0, now - since)

@@ -58,7 +58,8 @@ class Engine:
                 raise SettingsError("Give the engine a store: Engine(store='models/').")
             settings = engine_settings(store, **options)
         self.settings = settings
-        device = _device(settings.device)
+        #: cpu or cuda.
+        self.device = device = _device(settings.device)
         self._store = ModelStore(
             settings.store,
             _variants(device, settings.precision),
@@ -314,7 +315,12 @@ class Engine:
 
     def stats(self) -> EngineStats:
         """The engine at the end of its last step. Never blocks."""
-        return self._core.stats
+        return self._core.stats()
+
+    @property
+    def takes_requests(self) -> bool:
+        """Whether it was started, and neither drains nor has ended."""
+        return self._gate.takes_requests
 
     async def ping(self, timeout: float) -> bool:
         """Whether the engine takes work: goes through the engine thread and back."""

@@ -331,10 +331,11 @@ class ModelCache:
         """Models on their way to the disk."""
         return sum(e.state is State.FETCHING for e in self._entries.values())
 
-    def longest_wait(self, now: float) -> float:
-        """Seconds since the oldest model that is not there yet was asked for."""
-        waits = (now - e.asked for e in self._entries.values() if e.state is not State.RESIDENT)
-        return max(waits, default=0.0)
+    @property
+    def waited_for_since(self) -> float | None:
+        """When the first was asked for of the models that are not there yet; None if all are."""
+        asked = (e.asked for e in self._entries.values() if e.state is not State.RESIDENT)
+        return min(asked, default=None)
 
     def check_integrity(self) -> None:
         assert self.used == sum(e.size for e in self._entries.values() if e.has_memory)  # noqa: S101

@@ -22,15 +22,17 @@ class RequestSummary(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
-    """The engine at the end of its last step. Bytes and counts; waits in seconds.
+    """The engine at the end of its last step, and in seconds how long some things take by now.
 
     Waiting requests are those that have no slot yet, for whatever reason. Leases are requests
-    and others that use a model or wait for it.
-    `disk_cache_used_bytes` is None for a store that needs no disk cache.
+    and others that use a model or wait for it. `unresponsive` is the time since the engine thread
+    looked for messages, 0 while it waits for one: a thread that is stuck shows here.
+    What is about the disk cache is None for a store that needs none.
     """
 
     requests_running: int = 0
     requests_waiting: int = 0
+    requests_limit: int = 0
     sequences_running: int = 0
     kv_cache_used_bytes: int = 0
     kv_cache_limit_bytes: int = 0
@@ -40,7 +42,10 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     models_fetching: int = 0
     leases: int = 0
     oldest_load_wait: float = 0.0
+    unresponsive: float = 0.0
     disk_cache_used_bytes: int | None = None
+    disk_cache_limit_bytes: int | None = None
+    store_reachable: bool = True
 
 
 class Observer(Protocol):

@@ -145,6 +145,11 @@ class ModelStore:
         """Bytes in the disk cache, as of the last time that it was looked through."""
         return self._backend.disk_cache_bytes
 
+    @property
+    def reachable(self) -> bool:
+        """Whether the store answered when it was asked last. Never blocks."""
+        return not self._reachability.failing
+
     @contextlib.contextmanager
     def hold(self, package: Package) -> Iterator[Path]:
         """The package's folder, which nobody evicts from the disk cache meanwhile.
