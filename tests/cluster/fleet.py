@@ -21,8 +21,9 @@ from tests.cluster.router import Router, free_port
 from tests.e2e.server_support import eventually
 
 SERVICE = "gpt2serve-replicas"
-#: Longer than the router needs to notice: its health checks come each second.
-DRAIN_DELAY = 4
+#: Longer than the router needs to notice: its health checks come each second, and wait for an
+#: engine that may be busy.
+DRAIN_DELAY = 5
 
 
 class Replica:
@@ -67,6 +68,7 @@ class Fleet:
         self._folder = folder
         self._options = options
         self.port = _port_of_all()
+        folder.mkdir(parents=True, exist_ok=True)
         self.replicas: dict[str, Replica] = {}
         self.names = NameServer(SERVICE)
         self.router: Router
@@ -95,13 +97,15 @@ class Fleet:
         used = [int(address.rpartition(".")[2]) for address in self.replicas]
         first = max(used, default=0) + 1
         for number in range(first, first + count):
-            address = f"127.0.1.{number}"
-            log = self._folder / f"replica-{number}.log"
-            self.replicas[address] = Replica(self._store, log, address, self.port, *self._options)
-            started.append(address)
+            started.append(address := f"127.0.1.{number}")
+            self.replicas[address] = self._replica(address)
         eventually(lambda: all(self.replicas[address].ready() for address in started), 60)
         self.publish()
         return started
+
+    def _replica(self, address: str) -> Replica:
+        log = self._folder / f"replica-{address}.log"
+        return Replica(self._store, log, address, self.port, *self._options)
 
     def publish(self, addresses: Iterable[str] | None = None) -> None:
         """Let the name server tell of these replicas; of all, if none are named."""
@@ -113,16 +117,22 @@ class Fleet:
         eventually(lambda: self.router.healthy() == wanted, 30)
 
     def kill(self, address: str) -> float:
-        """kill -9; when that was. The name server goes on to tell of it."""
-        at = time.monotonic()
+        """kill -9; when it was dead. The name server goes on to tell of it."""
         self.replicas.pop(address).end(signal.SIGKILL)
-        return at
+        return time.monotonic()
 
     def leave(self, address: str) -> int:
         """As Kubernetes does: no longer told of, SIGTERM. Its exit status, when it has ended."""
         replica = self.replicas.pop(address)
         self.publish()
         return replica.end(signal.SIGTERM)
+
+    def restart(self, address: str) -> int:
+        """SIGTERM, and another process at its place. The name server tells of it all the time."""
+        status = self.replicas[address].end(signal.SIGTERM)
+        self.replicas[address] = self._replica(address)
+        eventually(self.replicas[address].ready, 60)
+        return status
 
     def hits_and_misses(self) -> tuple[float, float]:
         """Of all replicas' model caches together."""
