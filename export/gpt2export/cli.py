@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from gpt2export import __version__
 from gpt2export.errors import ExportError, UsageError
+from gpt2export.share import Share, parse_share
 from gpt2serve.package import VARIANTS, InvalidModelId, Precision, Target
 
 if TYPE_CHECKING:
@@ -122,6 +123,14 @@ def _parser() -> argparse.ArgumentParser:
         help="compare on this text (default: a text that ships with the exporter)",
     )
     add("--jobs", type=_positive, default=1, metavar="N", help="checkpoints at a time (default: 1)")
+    add(
+        "--share",
+        type=parse_share,
+        default=Share(),
+        metavar="I/N",
+        help="only every N-th checkpoint, from number I on, which begins with 0: for N machines "
+        "with one list",
+    )
     add("--report", type=Path, metavar="FILE", help="write a line of JSON for each package")
     add("--version", action="version", version=f"gpt2export {__version__}")
     return parser
@@ -152,8 +161,14 @@ def _options(args: argparse.Namespace) -> Options:
         portable=args.portable,
         verify=not args.no_verify,
         calibration=text,
-        threads=os.cpu_count() or 1,
+        threads=_threads(),
     )
+
+
+def _threads() -> int:
+    """OMP_NUM_THREADS, which whoever has only a part of the machine's cores sets; else all."""
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    return max(1, int(asked)) if asked.isdecimal() else os.cpu_count() or 1
 
 
 def _precision(target: Target, asked: Precision | None) -> Precision:
@@ -183,7 +198,9 @@ def _found(args: argparse.Namespace) -> Found:
         if len(entries) > 1:
             raise UsageError("--id names one model; with several checkpoints leave it out.")
         entries = [Entry(entries[0].word, args.model)]
-    return find(entries)
+    found = find(entries)
+    found.jobs, found.wrong = args.share.of(found.jobs), args.share.of(found.wrong)
+    return found
 
 
 def _listed(name: str) -> list[Entry]:
@@ -208,6 +225,9 @@ def _run(args: argparse.Namespace) -> int:
         kept = Kept(file)
         for job, reason in found.wrong:
             kept.add(failures(job, options, reason))
+        if not found.jobs and not found.wrong:
+            print("nothing to do: there are fewer checkpoints than shares.")
+            return 0
         if len(found.jobs) + len(found.wrong) > 1:
             return _export_many(found, options, args.jobs, kept)
         return _export_one(found, options, kept)

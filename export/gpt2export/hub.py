@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,12 @@ def default_id(checkpoint: str) -> str:
     return checkpoint
 
 
+def patterns(names: Iterable[str]) -> list[str]:
+    """Of the files of a repository: those that an export reads. Pickles only for want of others."""
+    safe = any(name.endswith((".safetensors", ".safetensors.index.json")) for name in names)
+    return [*_SMALL_FILES, *(_SAFE if safe else _PICKLED)]
+
+
 def _download(repo: str) -> Path:
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import (
@@ -69,9 +76,7 @@ def _download(repo: str) -> Path:
         files = _files(HfApi(), repo)
         if files is None:  # no network: what an earlier download left in the cache will do
             return Path(snapshot_download(repo, local_files_only=True))
-        safe = any(name.endswith((".safetensors", ".safetensors.index.json")) for name in files)
-        patterns = [*_SMALL_FILES, *(_SAFE if safe else _PICKLED)]
-        return Path(snapshot_download(repo, allow_patterns=patterns))
+        return Path(snapshot_download(repo, allow_patterns=patterns(files)))
     except LocalEntryNotFoundError as error:
         raise HubError(
             f"{repo} is not a folder here, and the Hugging Face hub cannot be reached. Exporting "

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from tests.cluster import manifest_checks_jobs as jobs
 from tests.cluster import manifest_checks_server as server
 from tests.cluster import manifest_checks_traffic as traffic
 from tests.cluster.manifest_parts import (
@@ -273,4 +274,5 @@ ALL_CHECKS: tuple[Check, ...] = (
     containers_are_restricted,
     *server.CHECKS,
     *traffic.CHECKS,
+    *jobs.CHECKS,
 )

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from tests.cluster import manifest_checks as checks
+from tests.cluster import manifest_checks_jobs as jobs
 from tests.cluster import manifest_checks_server as server
 from tests.cluster import manifest_checks_traffic as traffic
 from tests.cluster.manifest_parts import adapter_metrics
@@ -67,6 +68,7 @@ SERVER = "Deployment/gpt2serve"
 POD = "spec.template.spec"
 CONTAINER = f"{POD}.containers.0"
 SETTINGS = "ConfigMap/gpt2serve-settings"
+EXPORT, EXPORT_SETTINGS = "Job/gpt2serve-export-bucket", "ConfigMap/gpt2serve-export-bucket"
 SCALER = "ScaledObject/gpt2serve"
 
 LOCAL, CPU, GPU = (("overlays/local",), ("overlays/cpu",), ("overlays/gpu",))
@@ -316,7 +318,30 @@ _OF_COMPONENTS = (
     ),
 )
 
+_OF_JOBS = (
+    (jobs.scripts_and_variables_agree, EXPORT_SETTINGS, "data.+", {"CHECKPONTS": "s3://x"}),
+    (jobs.scripts_and_variables_agree, EXPORT_SETTINGS, "data.PACKAGES", GONE),
+    (jobs.shares_are_completions, EXPORT_SETTINGS, "data.SHARES", "10"),
+    (jobs.shares_are_completions, EXPORT, "spec.completions", 10),
+    (jobs.shares_are_completions, EXPORT, f"{CONTAINER}.env.0", GONE),
+    (
+        jobs.shares_are_completions,
+        EXPORT,
+        f"{CONTAINER}.env.0.valueFrom.fieldRef.fieldPath",
+        "metadata.name",
+    ),
+    (
+        jobs.failures_are_of_its_container,
+        EXPORT,
+        "spec.podFailurePolicy.rules.1.onExitCodes.containerName",
+        "exporter",
+    ),
+    (jobs.failures_are_of_its_container, EXPORT, f"{POD}.restartPolicy", "OnFailure"),
+    (jobs.disks_of_jobs_are_enough, EXPORT, f"{POD}.volumes.0.emptyDir.sizeLimit", "40Gi"),
+)
+
 MUTATIONS = (
+    *(Mutation(("jobs/export-bucket",), *each) for each in _OF_JOBS),
     *(Mutation(CPU, *each) for each in (*_OF_OBJECTS, *_OF_SELECTORS, *_OF_SERVERS)),
     *(Mutation(of, check, *rest) for check, of, *rest in _OF_COMPONENTS),
     Mutation(

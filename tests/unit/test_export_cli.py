@@ -41,6 +41,7 @@ def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         (["a", "--calibration", "missing.txt"], "missing.txt cannot be read"),
         (["a", "--jobs", "0"], "at least 1"),
         (["a", "--jobs", "two"], "invalid"),
+        (["a", "--share", "2/2"], "the first is 0/20"),
         (["/"], "is not a model id"),
         ([], "name a CHECKPOINT"),
         (["--from-file", "missing.txt"], "missing.txt cannot be read"),
@@ -127,3 +128,24 @@ def test_the_table() -> None:
         "",
         "b (cpu-fp32): It has no config.json.",
     ]
+
+
+def test_shares_of_a_list_are_all_of_it(tmp_path: Path) -> None:
+    """Failures too: one that every machine reported would fail them all."""
+    listed = tmp_path / "list.txt"
+    (tmp_path / "empty").mkdir()
+    listed.write_text("".join(f"me/m{number}\n" for number in range(5)) + f"{tmp_path}/empty\n")
+    words = ["--from-file", str(listed), "--store", "store", "--share"]
+    shares = [cli._found(cli._parser().parse_args([*words, f"{n}/2"])) for n in range(2)]
+    assert [[job.model for job in found.jobs] for found in shares] == [
+        ["me/m0", "me/m2", "me/m4"],
+        ["me/m1", "me/m3"],
+    ]
+    assert [len(found.wrong) for found in shares] == [1, 0]
+
+
+def test_a_share_without_anything_in_it_is_no_failure(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert cli.main(["me/m", "--store", str(tmp_path), "--share", "1/2"]) == 0
+    assert "nothing to do" in capsys.readouterr().out
