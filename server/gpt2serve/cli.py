@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -117,6 +118,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(str(error), EXIT_USAGE)
     if not settings_module.is_url(engine.store) and not Path(engine.store).is_dir():
         return _fail(f"There is no store {engine.store!r}: not a folder.", EXIT_USAGE)
+    # From here until the server listens to signals itself: nothing runs yet that could be lost.
+    # Without it process 1, as in a container, would not hear SIGTERM at all.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
         return asyncio.run(_serve(engine, server))
     except KeyboardInterrupt:

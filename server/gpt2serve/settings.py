@@ -207,6 +207,15 @@ def environment(source: Mapping[str, str] | None = None) -> dict[str, str]:
     }
 
 
+def disable_telemetry() -> None:
+    """Keep onnxruntime from sending telemetry, unless somebody has set its variable already.
+
+    From version 1.29 on it sends to Microsoft by default, and keeps an identifier of the machine
+    in the home folder. It reads the variable when it is imported.
+    """
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
+
 def cpu_count() -> int:
     """Cores that this process may run on."""
     return len(os.sched_getaffinity(0))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 import subprocess
 import sys
@@ -193,6 +194,23 @@ def test_options_are_answered_before_heavy_imports() -> None:
         "assert not {'litestar', 'onnxruntime', 'uvicorn'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_sigterm_during_the_start_ends_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Process 1 has no default action: without a handler the signal would be lost."""
+
+    async def start(*_: object) -> int:
+        signal.raise_signal(signal.SIGTERM)
+        return 3
+
+    monkeypatch.setattr(cli, "_serve", start)
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as good as none, in process 1
+    try:
+        with pytest.raises(SystemExit) as exit_:
+            cli.main(["--store", str(tmp_path)])
+        assert exit_.value.code == 0
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_as_many_open_files_as_the_system_allows() -> None:
