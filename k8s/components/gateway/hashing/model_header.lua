@@ -12,7 +12,8 @@ local function from_path(path)
   if rest == nil then
     return nil
   end
-  rest = rest:gsub("%%2[Ff]", "/")
+  -- An organisation's slash may be written so, and there may be one too many.
+  rest = rest:gsub("%%2[Ff]", "/"):gsub("/+$", "")
   local before, last = rest:match("^(.+)/([^/]+)$")
   if last ~= nil and ACTIONS[last] then
     return before
@@ -42,6 +43,7 @@ function envoy_on_request(handle)
     end
   end
   if model ~= nil then
-    headers:replace(HEADER, model)
+    -- Asked for again: what came from before the wait for the body must not be used after it.
+    handle:headers():replace(HEADER, model)
   end
 end
