@@ -211,12 +211,19 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
         "namespace": "gpt2serve",
         "resources": [os.path.relpath(ROOT / "k8s" / part, folder) for part in ("base", "envoy")],
         "components": [os.path.relpath(COMPONENT, folder)],
+        # As docs/observability.md has it.
+        "patches": yaml.safe_load(yaml_in(ROOT / "docs" / "observability.md"))["patches"],
     }
     (folder / "kustomization.yaml").write_text(yaml.safe_dump(overlay))
     command = [program("kubectl"), "kustomize", str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return list(yaml.safe_load_all(done.stdout))
+
+
+def yaml_in(page: Path) -> str:
+    (found,) = re.findall(r"```yaml\n(.*?)```", page.read_text(), re.DOTALL)
+    return str(found)
 
 
 def of_kind(documents: list[dict[str, Any]], kind: str) -> dict[str, dict[str, Any]]:
@@ -228,6 +235,14 @@ def test_everything_is_in_the_fleets_namespace(built: list[dict[str, Any]]) -> N
         assert {one["metadata"]["namespace"] for one in of_kind(built, kind).values()} == {
             "gpt2serve"
         }
+
+
+def test_an_operator_that_selects_by_label_finds_them(built: list[dict[str, Any]]) -> None:
+    for kind, count in (("ServiceMonitor", 2), ("PrometheusRule", 1)):
+        found = of_kind(built, kind)
+        assert len(found) == count
+        for one in found.values():
+            assert one["metadata"]["labels"]["release"] == "kube-prometheus-stack"
 
 
 def test_monitors_find_their_services_and_ports(built: list[dict[str, Any]]) -> None:
