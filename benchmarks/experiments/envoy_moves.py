@@ -3,8 +3,8 @@
     python -m benchmarks.experiments.envoy_moves      # make test-cluster installs Envoy
 
 Envoy with k8s/envoy/envoy.yaml and replicas that only say who they are: every model is asked for
-once with each number of replicas. Then the same with Maglev in place of the ring. A lost replica
-is the last one: fleets are compared, and each grows from the one before.
+once with each number of replicas. Then the same with a ring in place of the Maglev table. A lost
+replica is the last one: fleets are compared, and each grows from the one before.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from tests.cluster.router import Router
 from tests.e2e.server_support import eventually
 
 #: Each pair is compared in both directions.
-PAIRS = ((2, 4), (3, 4), (9, 10), (20, 21), (20, 40))
+PAIRS = ((2, 4), (3, 4), (9, 10), (20, 21), (20, 40), (100, 101))
 #: Seconds from when Envoy calls a replica healthy until all its requests are spread anew.
 SETTLE = 3.0
 
@@ -36,11 +36,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--models", type=int, default=4_000)
-    parser.add_argument("--ring-size", type=int, help="minimum_ring_size in place of the file's")
-    parser.add_argument("--table-size", type=int, default=65_537, help="Maglev's")
+    parser.add_argument("--ring-size", type=int, default=16_384, help="minimum_ring_size")
     args = parser.parse_args()
-    ring = _ring(args.ring_size) if args.ring_size else lambda _: None
-    for title, change in (("ring hash", ring), ("maglev", _maglev(args.table_size))):
+    for title, change in (("Maglev", _nothing), ("ring", _ring(args.ring_size))):
         homes = asyncio.run(_homes(args.models, change))
         print(f"\n{title}, {args.models:,} models")
         print("| replicas | models that move | at least | others', if the last are lost | most |")
@@ -118,31 +116,24 @@ def _address(number: int) -> str:
     return f"127.0.1.{number}"
 
 
-def _policy(config: dict[str, Any]) -> dict[str, Any]:
-    clusters = {cluster["name"]: cluster for cluster in config["static_resources"]["clusters"]}
-    (policy,) = clusters["replicas"]["load_balancing_policy"]["policies"]
-    found: dict[str, Any] = policy["typed_extension_config"]
-    return found
+def _nothing(_: dict[str, Any]) -> None: ...
 
 
 def _ring(size: int) -> Callable[[dict[str, Any]], None]:
-    def change(config: dict[str, Any]) -> None:
-        _policy(config)["typed_config"]["minimum_ring_size"] = size
-
-    return change
-
-
-def _maglev(size: int) -> Callable[[dict[str, Any]], None]:
-    name = "envoy.load_balancing_policies.maglev"
+    name = "envoy.load_balancing_policies.ring_hash"
 
     def change(config: dict[str, Any]) -> None:
-        policy = _policy(config)
-        hashing = policy["typed_config"]["consistent_hashing_lb_config"]
-        policy["name"] = name
-        policy["typed_config"] = {
-            "@type": f"type.googleapis.com/{name.replace('envoy.', 'envoy.extensions.')}.v3.Maglev",
-            "table_size": size,
-            "consistent_hashing_lb_config": hashing,
+        clusters = {cluster["name"]: cluster for cluster in config["static_resources"]["clusters"]}
+        (policy,) = clusters["replicas"]["load_balancing_policy"]["policies"]
+        hashing = policy["typed_extension_config"]["typed_config"]["consistent_hashing_lb_config"]
+        extension = name.replace("envoy.", "envoy.extensions.", 1)
+        policy["typed_extension_config"] = {
+            "name": name,
+            "typed_config": {
+                "@type": f"type.googleapis.com/{extension}.v3.RingHash",
+                "minimum_ring_size": size,
+                "consistent_hashing_lb_config": hashing,
+            },
         }
 
     return change
