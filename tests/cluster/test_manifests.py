@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import re
 import subprocess
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 from gpt2export import __version__
 from tests.cluster.manifest_checks import ALL_CHECKS
-from tests.cluster.manifest_parts import containers_of, pods_of
-from tests.cluster.manifests import COMBINATIONS, K8S, Manifest, manifests_of, text_of
+from tests.cluster.manifest_parts import containers_of, environment_of, pods_of
+from tests.cluster.manifests import COMBINATIONS, K8S, Manifest, manifests_of, named, text_of
 from tests.cluster.programs import program
 
 pytestmark = pytest.mark.cluster
@@ -142,3 +146,60 @@ def test_a_changed_setting_is_a_rollout() -> None:
     }
     assert len(names) == 2
     assert all(name.startswith("gpt2serve-settings-") for name in names)
+
+
+def _kustomized(folder: Path, kustomization: dict[str, Any]) -> list[Manifest]:
+    (folder / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
+    command = [program("kubectl"), "kustomize", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return list(yaml.safe_load_all(done.stdout))
+
+
+def _examples() -> list[Any]:
+    """The blocks of YAML in the README."""
+    text = (K8S / "README.md").read_text()
+    blocks = re.findall(r"^( *)```yaml\n(.*?)^\1```", text, re.MULTILINE | re.DOTALL)
+    return [yaml.safe_load(textwrap.dedent(block)) for _, block in blocks]
+
+
+def test_the_overlay_of_the_readme(tmp_path: Path) -> None:
+    mine, _ = _examples()
+    for part in ("resources", "components"):
+        # From the repository to this clone of it.
+        paths = [url.split("/k8s/")[1].partition("?")[0] for url in mine[part]]
+        mine[part] = [os.path.relpath(K8S / path, tmp_path.resolve()) for path in paths]
+    digest = f"sha256:{'0' * 64}"
+    mine["images"][0]["digest"] = digest
+    manifests = _kustomized(tmp_path, mine)
+
+    deployment = named(manifests, "Deployment", "gpt2serve")
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    assert container["image"] == f"registry.example.com/gpt2serve@{digest}"
+    variables = environment_of(manifests, container)
+    assert variables["GPT2SERVE_STORE"] == "s3://your-bucket/packages"
+    assert variables["GPT2SERVE_DEVICE"] == "cpu", "what the overlay says stays"
+    ours = {"images_are_ours"}
+    wrong = [
+        line for check in ALL_CHECKS if check.__name__ not in ours for line in check(manifests)
+    ]
+    assert wrong == []
+
+
+def test_the_other_disk_of_the_readme(tmp_path: Path) -> None:
+    """It takes the place of the volume, and Kubernetes would take it."""
+    _, volume = _examples()
+    patch = {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": {"name": "gpt2serve"},
+        "spec": {"template": {"spec": {"volumes": volume}}},
+    }
+    overlay = os.path.relpath(K8S / "overlays" / "cpu", tmp_path.resolve())
+    manifests = _kustomized(
+        tmp_path, {"resources": [overlay], "patches": [{"patch": yaml.safe_dump(patch)}]}
+    )
+    pod = named(manifests, "Deployment", "gpt2serve")["spec"]["template"]["spec"]
+    (found,) = [each for each in pod["volumes"] if each["name"] == "disk-cache"]
+    assert found.keys() == {"name", "ephemeral"}
+    assert _validate([_write(tmp_path, _core(manifests))], _VERSIONS[-1]).returncode == 0
