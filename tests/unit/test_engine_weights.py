@@ -10,7 +10,14 @@ import pytest
 
 from gpt2export.graph import build_graph
 from gpt2export.layout import weights_layout
-from gpt2serve.engine.weights import PACKING, Graph, MappedFile, in_parts, unpacked
+from gpt2serve.engine.weights import (
+    PACKING,
+    Graph,
+    MappedFile,
+    WeightInput,
+    in_parts,
+    unpacked,
+)
 from gpt2serve.package import Dimensions
 
 
@@ -101,3 +108,23 @@ def test_a_mapped_file_knows_when_it_was_replaced(tmp_path: Path) -> None:
     assert not mapped.is_current()
     path.write_bytes(b"other")
     assert not mapped.is_current()
+
+
+def test_what_lies_in_the_file_has_an_address_and_nothing_else_has(tmp_path: Path) -> None:
+    path = tmp_path / "weights"
+    path.write_bytes(bytes(4096))
+    file = MappedFile(path)
+
+    def at(offset: int, *shape: int) -> int:
+        return file.address_of(WeightInput("w", np.dtype(np.float32), shape, offset))
+
+    assert at(4096 - 24, 2, 3) - at(0, 1024) == 4096 - 24
+    for offset, shape in (
+        (4096 - 23, (2, 3)),
+        (-1, (1,)),
+        (10**12, (1,)),
+        (0, (1025,)),
+        (0, (-1, 9)),
+    ):
+        with pytest.raises(ValueError, match="outside"):
+            at(offset, *shape)

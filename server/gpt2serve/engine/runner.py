@@ -96,7 +96,7 @@ class Stage:
         )
         if graph is None or file is None:
             return cls(session, *names)
-        weights = tuple((one, file.address + one.offset) for one in graph.weights)
+        weights = tuple((one, file.address_of(one)) for one in graph.weights)
         return cls(session, *names, weights, graph.carried_in, graph.carried_out)
 
 

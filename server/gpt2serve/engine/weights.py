@@ -178,7 +178,15 @@ class MappedFile:
             self._identity = _identity(os.fstat(file.fileno()))
         # All of it will be read soon: in one go, not in the order in which a step comes by.
         self._map.madvise(mmap.MADV_WILLNEED)
-        self.address = np.frombuffer(self._map, np.uint8).ctypes.data
+        self._address = np.frombuffer(self._map, np.uint8).ctypes.data
+
+    def address_of(self, weight: WeightInput) -> int:
+        """Raises `ValueError` if it does not lie in the file: beyond it there is other memory."""
+        size = math.prod(weight.shape) * weight.dtype.itemsize
+        inside = 0 <= weight.offset <= len(self._map) - size
+        if not inside or min(weight.shape, default=0) < 0:
+            raise ValueError(f"{weight.name} lies outside of {self._path.name}")
+        return self._address + weight.offset
 
     def is_current(self) -> bool:
         """Whether the path still leads to this very file, not to one that replaced it."""
