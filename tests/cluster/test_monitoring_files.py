@@ -106,6 +106,12 @@ def test_there_is_one_panel_by_model() -> None:
 # -- rules and their runbooks -----------------------------------------------------------------
 
 
+def runbooks() -> str:
+    """The section "Alerts" of the page."""
+    (found,) = re.findall(r"^## Alerts\n(.*?)(?=^## |\Z)", RUNBOOKS.read_text(), re.M | re.S)
+    return str(found)
+
+
 def anchors(page: str) -> dict[str, str]:
     """Heading by the anchor that Markdown readers make of it."""
     headings = re.findall(r"^#+ (.+)$", page, re.MULTILINE)
@@ -125,7 +131,7 @@ def test_every_alert_has_a_runbook_and_every_runbook_an_alert() -> None:
 
 
 def test_every_runbook_says_what_it_means_and_what_to_do() -> None:
-    parts = re.split(r"^### (Gpt2serve\w+)$", RUNBOOKS.read_text(), flags=re.MULTILINE)
+    parts = re.split(r"^### (Gpt2serve\w+)$", runbooks(), flags=re.MULTILINE)
     assert len(parts) > 1
     for name, text in zip(parts[1::2], parts[2::2], strict=True):
         text = re.split(r"^#", text, flags=re.MULTILINE)[0]
@@ -140,7 +146,7 @@ def test_runbooks_ask_for_metrics_that_there_are() -> None:
     known |= {rule["record"] for rule in rules() if "record" in rule}
     told = {
         name
-        for code in re.findall(r"`([^`\n]+)`", RUNBOOKS.read_text())
+        for code in re.findall(r"`([^`\n]+)`", runbooks())
         for name in re.findall(r"\b(?:gpt2serve|envoy)_[a-z0-9_]+(?=[{\[ )]|$)", code)
     }
     stems = {re.sub(r"_(bucket|sum|count)$", "", name) for name in known}
