@@ -43,7 +43,11 @@ class Server:
         command += ["--kv-cache-bytes", "256MiB", *options]
         # Without it the lines of a pipe arrive late.
         environment = os.environ | {"PYTHONUNBUFFERED": "1"}
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+        # Its log is read at the end: a pipe of the usual size is full after 200 lines, and then the
+        # server waits.
+        self.process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, text=True, env=environment, pipesize=1024 * 1024
+        )
         assert self.process.stdout is not None
         first = json.loads(self.process.stdout.readline())
         assert first["event"] == f"listening on {first['url']}"
