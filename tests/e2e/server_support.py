@@ -112,11 +112,15 @@ class Operator:
         entry: dict[str, Any] = self.client.get(f"/admin/models/{model}/info").json()
         return entry
 
-    def progress(self, action: str, model: str) -> list[Any]:
+    def progress(self, action: str, model: str, told: list[Any] | None = None) -> list[Any]:
+        """All events of the answer, which are added to `told` as they come."""
+        told = [] if told is None else told
         path = f"/admin/models/{model}/{action}"
         with self.client.stream("POST", path, headers=STREAM) as answer:
             assert answer.status_code == 200, answer.read()
-            return list(events(answer.iter_lines()))
+            for event in events(answer.iter_lines()):
+                told.append(event)
+        return told
 
     def states(self) -> dict[str, str]:
         models = self.client.get("/models").json()["models"]

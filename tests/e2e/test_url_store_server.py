@@ -75,7 +75,7 @@ def test_progress_of_a_fetch(world: World, operator: Operator) -> None:
     half = 1_000_000  # what has come is told in pieces, so twice as much is let through
     world.proxy.fail(f"{MODEL}/cpu-int8/model.onnx.data", "stall", after=2 * half)
     told: list[Any] = []
-    watching = threading.Thread(target=lambda: told.extend(operator.progress("load", MODEL)))
+    watching = threading.Thread(target=operator.progress, args=("load", MODEL, told))
     watching.start()
     with Operator(operator.server) as other:
         eventually(lambda: other.entry(MODEL).get("fetched_bytes", 0) >= half)
@@ -84,6 +84,7 @@ def test_progress_of_a_fetch(world: World, operator: Operator) -> None:
         assert half <= listed["fetched_bytes"] < listed["fetch_total_bytes"]
         assert other.metrics()["models_fetching{}"] == 1
         assert other.generate(OTHER)["model"] == OTHER  # one slow fetch holds up nobody else
+        eventually(lambda: any(entry.get("fetched_bytes", 0) >= half for entry in list(told)))
         world.proxy.release()
     watching.join(30)
     *entries, done = told
