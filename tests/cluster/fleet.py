@@ -67,7 +67,7 @@ class Fleet:
         self._store = store
         self._folder = folder
         self._options = options
-        self.port = _port_of_all()
+        self.port = port_of_all()
         folder.mkdir(parents=True, exist_ok=True)
         self.replicas: dict[str, Replica] = {}
         self.names = NameServer(SERVICE)
@@ -150,7 +150,7 @@ class Fleet:
         self.names.close()
 
 
-def _port_of_all() -> int:
+def port_of_all() -> int:
     """A port that is free on all addresses of this machine."""
     for _ in range(100):
         port = free_port("0.0.0.0")
