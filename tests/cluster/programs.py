@@ -14,10 +14,12 @@ TOOLS = ROOT / ".venv-cluster" / "bin"
 
 _FROM_DEBIAN = {
     "buildah": "buildah",
+    "catatonit": "catatonit",
     "debootstrap": "debootstrap",
     "podman": "podman",
     "prometheus": "prometheus",
     "promtool": "prometheus",
+    "runc": "runc",
 }
 
 
