@@ -184,6 +184,12 @@ def test_nobody_listens(capsys: pytest.CaptureFixture[str]) -> None:
     assert "does the server run" in capsys.readouterr().err
 
 
+def _read_all(terminal: int) -> None:
+    with contextlib.suppress(OSError):  # what Linux says when the other side is closed
+        while os.read(terminal, 4096):
+            pass
+
+
 def test_ctrl_c_reports_what_was_done(server: str) -> None:
     """On a terminal, with its live line."""
     controller, terminal = pty.openpty()
@@ -196,7 +202,11 @@ def test_ctrl_c_reports_what_was_done(server: str) -> None:
         while " done," not in seen:
             seen += os.read(controller, 4096).decode()
         process.send_signal(signal.SIGINT)
-        out, _ = process.communicate(timeout=20)
+        # A terminal that nobody reads is full after some lines, and who writes to it waits.
+        reading = threading.Thread(target=_read_all, args=(controller,))
+        reading.start()
+        out, _ = process.communicate(timeout=60)
+        reading.join()
     os.close(controller)
     assert process.returncode == 0
     assert "interrupted after" in out

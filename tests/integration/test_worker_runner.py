@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,7 @@ import pytest
 
 from gpt2serve.engine.kv_cache import KVShape
 from gpt2serve.engine.memory import HostMemory
-from gpt2serve.engine.runner import Batch, Floats, Form, Runner, Shapes
+from gpt2serve.engine.runner import Batch, Floats, Form, Runner, Shapes, Stage
 from gpt2serve.errors import CorruptPackage
 from gpt2serve.package import GRAPH_FILE, package_path, read_manifest
 from tests.integration.engine_support import REAGAN, THREADS, WASHINGTON
@@ -225,6 +227,31 @@ def test_a_package_that_was_replaced_is_not_packed(sample_store: Path, tmp_path:
         pack(runner)
     shutil.rmtree(tmp_path / "old")
     assert np.array_equal(generation(runner, pack_before=None), expected)
+
+
+def test_a_package_that_came_back_meanwhile_is_not_packed(
+    sample_store: Path, tmp_path: Path
+) -> None:
+    """Other weights were there when it was packed, though the same file is there again after it."""
+    package = package_path(tmp_path, REAGAN, "cpu", "int8")
+    first = package_path(sample_store, REAGAN, "cpu", "int8")
+    other = package_path(sample_store, WASHINGTON, "cpu", "int8")
+
+    def put(source: Path) -> None:
+        shutil.rmtree(package, ignore_errors=True)
+        shutil.copytree(source, package, copy_function=os.link)
+
+    put(first)
+    runner = load(tmp_path, "int8", Shapes())
+
+    def meanwhile(parts: Sequence[Callable[[], Stage]]) -> list[Stage]:
+        put(other)
+        stages = [part() for part in parts]
+        put(first)
+        return stages
+
+    with pytest.raises(CorruptPackage, match="was replaced"):
+        runner.pack(meanwhile)
 
 
 def test_a_damaged_graph_is_not_taken_for_the_shape_of_others(

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import mmap
 import os
+import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -173,9 +174,15 @@ class MappedFile:
     def __init__(self, path: Path) -> None:
         """Raises `OSError`."""
         self._path = path
-        with path.open("rb") as file:
-            self._map = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
-            self._identity = _identity(os.fstat(file.fileno()))
+        # Open for as long as this lives: the number of a folder that is gone goes to another one.
+        self._folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        weakref.finalize(self, os.close, self._folder)
+        file = os.open(path.name, os.O_RDONLY, dir_fd=self._folder)
+        try:
+            self._map = mmap.mmap(file, 0, prot=mmap.PROT_READ)
+            self._identity = _identity(os.fstat(file))
+        finally:
+            os.close(file)
         # All of it will be read soon: in one go, not in the order in which a step comes by.
         self._map.madvise(mmap.MADV_WILLNEED)
         self._address = np.frombuffer(self._map, np.uint8).ctypes.data
@@ -189,11 +196,16 @@ class MappedFile:
         return self._address + weight.offset
 
     def is_current(self) -> bool:
-        """Whether the path still leads to this very file, not to one that replaced it."""
+        """Whether the path has led to this very file ever since, not to one that replaced it.
+
+        A file can be replaced and come back, as a hard link of itself; its folder does not.
+        """
         try:
-            return _identity(self._path.stat()) == self._identity
+            folder, file = self._path.parent.stat(), self._path.stat()
         except OSError:
             return False
+        opened = os.fstat(self._folder)
+        return (_identity(folder), _identity(file)) == (_identity(opened), self._identity)
 
     def drop_pages(self) -> None:
         """Take no memory until it is read again: then from the page cache, or from the disk."""
