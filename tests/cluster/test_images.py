@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import obstore
 import pytest
 
 from tests import s3_server
 from tests.cluster.containers import BASE, CONFINED, USER, Container, Engine
+from tests.cluster.manifests import manifests_of, of_kind
 from tests.cluster.programs import ROOT, program
 from tests.e2e.server_support import (
     LONG,
@@ -36,6 +38,7 @@ VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["versi
 #: Bytes that an image has more than its base; docs/containers.md says how many it really are.
 SERVER_BYTES, EXPORT_BYTES = 330e6, 1450e6
 REQUEST = {"model": MODEL, "prompt": PROMPT, "max_new_tokens": 20, "do_sample": True, "seed": 7}
+PACKAGE = "cpu-int8"
 #: Models and PyTorch do not belong into the server, nor what installs packages into either.
 FOREIGN = {"torch", "transformers", "optimum", "safetensors", "ray", "pytest", "pip"}
 #: Of checkov: `FROM ${BASE}` has a tag, which it does not see; and the Dockerfiles say why there is
@@ -79,6 +82,19 @@ def generations(url: str) -> Any:
 def messages(container: Container) -> list[str]:
     """Every line that it wrote is one of the log."""
     return [json.loads(line)["event"] for line in container.log()]
+
+
+def bucket_variables(port: int) -> dict[str, str]:
+    return {
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+        "AWS_ACCESS_KEY_ID": s3_server.KEY,
+        "AWS_SECRET_ACCESS_KEY": s3_server.SECRET,
+        "AWS_REGION": s3_server.REGION,
+    }
+
+
+def package_in(store: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in (store / MODEL / PACKAGE).iterdir()}
 
 
 def packages(files: Path, name: str) -> set[str]:
@@ -238,12 +254,8 @@ def test_server_with_a_bucket_writes_its_disk_cache_only(
     s3_port: int,
 ) -> None:
     bucket = s3_server.client(s3_port, "images")
-    s3_server.publish(bucket, sample_store, sample_store / MODEL / "cpu-int8")
-    variables = {
-        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{s3_port}",
-        "AWS_ACCESS_KEY_ID": s3_server.KEY,
-        "AWS_SECRET_ACCESS_KEY": s3_server.SECRET,
-        "AWS_REGION": s3_server.REGION,
+    s3_server.publish(bucket, sample_store, sample_store / MODEL / PACKAGE)
+    variables = bucket_variables(s3_port) | {
         "GPT2SERVE_STORE": "s3://images",
         "GPT2SERVE_PORT": "0",
     }
@@ -260,22 +272,49 @@ def test_export_image_makes_the_same_packages(
     container_engine: Engine, export_image: str, sample_store: Path, tmp_path: Path
 ) -> None:
     with container_engine.files(export_image) as files:
-        assert "torch" in packages(files, "gpt2export")
-        assert packages(files, "gpt2export") & {"pip", "pytest", "nvidia"} == set()
+        found = packages(files, "gpt2export")
+        assert {"torch", "obstore"} <= found
+        assert found & {"nvidia", "pip", "pytest"} == set()
         assert not_of_root(files / "opt") == []
     os.chown(tmp_path, 10001, 10001)
-    done = container_engine.run(
-        *("podman", "run", "--rm", *CONFINED, "--network", "none"),
-        *("--volume", f"{ROOT / 'samples'}:/checkpoints:ro", "--volume", f"{tmp_path}:/models"),
-        *(export_image, f"/checkpoints/{MODEL}", "--store", "/models"),
-        seconds=300,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    made, outside = (store / MODEL / "cpu-int8" for store in (tmp_path, sample_store))
-    names = sorted(path.name for path in outside.iterdir())
-    assert sorted(path.name for path in made.iterdir()) == names
-    for name in set(names) - {"manifest.json"}:  # it has the time in it
-        assert (made / name).read_bytes() == (outside / name).read_bytes(), name
+    mounts = (f"{ROOT / 'samples'}:/checkpoints:ro", f"{tmp_path}:/models")
+    options = [*CONFINED, "--network=none", *(f"--volume={mount}" for mount in mounts)]
+    arguments = (f"/checkpoints/{MODEL}", "--store", "/models")
+    container_engine.podman("run", "--rm", *options, export_image, *arguments, seconds=300)
+    assert package_in(tmp_path) == package_in(sample_store)
+
+
+def test_export_image_runs_the_job_between_two_buckets(
+    container_engine: Engine, export_image: str, sample_store: Path, s3_port: int
+) -> None:
+    """What k8s/jobs/export runs, with its script, its folders and its user."""
+    (job,) = of_kind(manifests_of("jobs/export"), "Job")
+    (container,) = job["spec"]["template"]["spec"]["containers"]
+    checkpoints = s3_server.client(s3_port, "checkpoints")
+    s3_server.publish(checkpoints, ROOT / "samples", ROOT / "samples" / MODEL)
+    variables = bucket_variables(s3_port) | {
+        "CHECKPOINTS": "s3://checkpoints",
+        "CHECKPOINT": MODEL,
+        "PACKAGES": "s3://packages",
+    }
+    mounts = {each["name"]: each["mountPath"] for each in container["volumeMounts"]}
+    options = [
+        *CONFINED,
+        *(f"--env={name}={value}" for name, value in variables.items()),
+        f"--volume={ROOT / 'k8s/jobs/export/export.sh'}:{mounts['script']}/export.sh:ro",
+        f"--tmpfs={mounts['work']}:mode=1777",
+        "--network=host",
+        f"--entrypoint={json.dumps(container['command'])}",
+    ]
+    container_engine.podman("run", "--rm", *options, export_image, seconds=300)
+    bucket, prefix = s3_server.client(s3_port, "packages"), f"{MODEL}/{PACKAGE}/"
+    found = [meta["path"] for page in obstore.list(bucket, prefix=prefix) for meta in page]
+    made = {path.removeprefix(prefix): bytes(obstore.get(bucket, path).bytes()) for path in found}
+    outside = package_in(sample_store)
+    # The picture beside the card is in the folder only, and so in the manifest made of it.
+    assert json.loads(made.pop("manifest.json"))["files"]
+    del outside["manifest.json"]
+    assert made == outside
 
 
 def test_checkov_finds_nothing_else() -> None:
