@@ -6,12 +6,15 @@ BIN := $(VENV)/bin
 TOOLS := .venv-cluster
 STORE ?= models
 PORT ?= 8000
+DOCKER ?= docker
+VERSION = $(shell sed -n 's/^version = "\(.*\)"$$/\1/p' pyproject.toml)
+REVISION = $(shell git rev-parse HEAD 2>/dev/null)
 SAMPLES := $(wildcard samples/*/config.json)
 NODE := benchmarks/.cache/node
 BENCHMARKS := profile decode coldstart determinism isolation load models fleet policies
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo models serve test test-cluster docs lint bench bench-full bench-node clean
+.PHONY: help setup demo models serve images test test-cluster docs lint bench bench-full bench-node clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -44,6 +47,12 @@ demo: models  ## Export the sample models, serve them, generate five texts from 
 
 serve: models  ## Serve the sample models on http://127.0.0.1:8000 (PORT=, STORE=)
 	@$(BIN)/gpt2serve --store $(STORE) --port $(PORT)
+
+images:  ## Build the images gpt2serve and gpt2export (DOCKER=podman)
+	@for image in server:gpt2serve export:gpt2export; do \
+		echo "==> $(DOCKER) build -f $${image%:*}/Dockerfile -t $${image#*:}:$(VERSION)"; \
+		$(DOCKER) build --file $${image%:*}/Dockerfile --tag $${image#*:}:$(VERSION) \
+			--build-arg VERSION=$(VERSION) --build-arg REVISION=$(REVISION) . || exit; done
 
 test: $(VENV)/.setup  ## Run all tests
 	@echo "==> running the tests"
