@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -223,12 +222,13 @@ def test_a_hot_model_spills_to_another_replica(fleet: Fleet) -> None:
     # Long enough that all of them run at the same time.
     body = {"model": model, "prompt": "We", "max_new_tokens": 240, "min_new_tokens": 240}
     body |= {"num_return_sequences": 8, "do_sample": True}
-    together = threading.Barrier(24)
 
     def send(number: int) -> str:
         request = f"hot-{number}"
         with fleet.router.client() as client:
-            together.wait()
+            # What comes within the same millisecond is not spread: Envoy counts a request when it
+            # has a connection.
+            time.sleep(number * 0.03)
             answer = client.post("/generate", json=body, headers={"X-Request-Id": request})
         assert answer.status_code == 200, answer.text
         return request
@@ -236,9 +236,9 @@ def test_a_hot_model_spills_to_another_replica(fleet: Fleet) -> None:
     with ThreadPoolExecutor(24) as pool:
         requests = list(pool.map(send, range(24)))
     found = Counter(fleet.router.replica_of(*requests))
-    # A third of what runs, and half of that again, is 12 of 24; the last may come late.
-    assert 8 <= found[home] <= 18, found
     print(found)
+    # A third of what runs, and half of that again, is 12 of 24; some may end early.
+    assert 8 <= found[home] <= 16, found
     assert len(found) >= 2, found
     # Alone it stays at home.
     assert set(placed(fleet, [model] * 5).values()) == {home}
