@@ -24,6 +24,7 @@ from tests.e2e.playground_support import (
     Playground,
     expect,
 )
+from tests.e2e.server_support import LONG
 
 if TYPE_CHECKING:
     from playwright.sync_api import BrowserContext, Page, ViewportSize
@@ -89,14 +90,14 @@ def test_dark_is_dark(site: Playground) -> None:
 def test_nothing_moves_for_those_who_want_it_still(site: Playground) -> None:
     moving = "document.getAnimations().length"
     site.open_model()
-    site.set("Fewest new tokens", "200")
-    site.set("Most new tokens", "200")
+    site.number.fill(str(LONG["num_return_sequences"]))
+    site.set("Fewest new tokens", str(LONG["min_new_tokens"]))
+    site.set("Most new tokens", str(LONG["max_new_tokens"]))
     site.generate.click()
     expect(site.made.last).not_to_be_empty()
     assert site.page.evaluate(moving) == 0
     site.page.emulate_media(reduced_motion="no-preference")
     assert site.page.evaluate(moving) > 0
-    site.stop.click()
 
 
 def test_everything_that_takes_the_focus_has_a_name_and_shows_it(site: Playground) -> None:
