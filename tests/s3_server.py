@@ -93,6 +93,16 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
+def environment(port: int) -> dict[str, str]:
+    """What a program needs to be told to use the server, or the proxy, on this port."""
+    return {
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+        "AWS_ACCESS_KEY_ID": KEY,
+        "AWS_SECRET_ACCESS_KEY": SECRET,
+        "AWS_REGION": REGION,
+    }
+
+
 def client(port: int, bucket: str) -> S3Store:
     """The publisher's own way to the server, past any proxy."""
     return S3Store(

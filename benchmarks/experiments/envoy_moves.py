@@ -20,9 +20,9 @@ from typing import Any
 import aiohttp
 from aiohttp import web
 
-from tests.cluster.fleet import SERVICE, port_of_all
+from tests.cluster.fleet import SERVICE
 from tests.cluster.name_server import NameServer
-from tests.cluster.router import Router
+from tests.cluster.router import EVERYWHERE, Router, free_port
 from tests.e2e.server_support import eventually
 
 #: Each pair is compared in both directions.
@@ -62,7 +62,7 @@ def _line(before: Sequence[int], after: Sequence[int], few: int, many: int) -> s
 async def _homes(models: int, change: Callable[[dict[str, Any]], None]) -> dict[int, list[int]]:
     """For each number of replicas the replica of each model."""
     counts = sorted({count for pair in PAIRS for count in pair})
-    port, names = port_of_all(), NameServer(SERVICE)
+    port, names = free_port(EVERYWHERE), NameServer(SERVICE)
     replicas = [await _replica(number, port) for number in range(1, counts[-1] + 1)]
     names.say([_address(1)])
     with tempfile.TemporaryDirectory() as folder:

@@ -6,7 +6,6 @@ Replicas listen on 127.0.1.1, 127.0.1.2, ..., all on the same port, as pods do.
 from __future__ import annotations
 
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,8 +16,8 @@ from typing import Any, Self
 import httpx
 
 from tests.cluster.name_server import NameServer
-from tests.cluster.router import Router, free_port
-from tests.e2e.server_support import eventually
+from tests.cluster.router import EVERYWHERE, Router, free_port
+from tests.e2e.server_support import eventually, metric_of
 
 SERVICE = "gpt2serve-replicas"
 #: Longer than the router needs to notice: its health checks come each second, and wait for an
@@ -45,9 +44,7 @@ class Replica:
             return False
 
     def metric(self, name: str) -> float:
-        text = httpx.get(f"{self.url}/metrics").text
-        (line,) = [line for line in text.splitlines() if line.startswith(f"gpt2serve_{name} ")]
-        return float(line.split()[-1])
+        return metric_of(self.url, name)
 
     def end(self, number: signal.Signals) -> int:
         """Its exit status."""
@@ -67,7 +64,7 @@ class Fleet:
         self._store = store
         self._folder = folder
         self._options = options
-        self.port = port_of_all()
+        self.port = free_port(EVERYWHERE)
         folder.mkdir(parents=True, exist_ok=True)
         self.replicas: dict[str, Replica] = {}
         self.names = NameServer(SERVICE)
@@ -148,16 +145,3 @@ class Fleet:
         for replica in self.replicas.values():
             replica.end(signal.SIGKILL)
         self.names.close()
-
-
-def port_of_all() -> int:
-    """A port that is free on all addresses of this machine."""
-    for _ in range(100):
-        port = free_port("0.0.0.0")
-        with socket.socket() as one:
-            try:
-                one.bind(("127.0.1.1", port))
-            except OSError:
-                continue
-            return port
-    raise AssertionError("no port is free")

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from tests.cluster.manifest_checks_server import LIBRARIES
-from tests.cluster.manifest_parts import environment_of, name_of, size
+from tests.cluster.manifest_parts import environment_of, ephemeral_storage_is_enough, name_of
 from tests.cluster.manifests import Manifest, of_kind
 
 #: Of the libraries that the exporter uses.
@@ -76,12 +76,7 @@ def failures_are_of_its_container(manifests: list[Manifest]) -> Iterator[str]:
 
 def disks_of_jobs_are_enough(manifests: list[Manifest]) -> Iterator[str]:
     for job in of_kind(manifests, "Job"):
-        pod, container = _parts(job)
-        volumes = [each["emptyDir"] for each in pod["volumes"] if "emptyDir" in each]
-        together = sum(size(volume["sizeLimit"]) for volume in volumes)
-        for kind in ("requests", "limits"):
-            if size(container["resources"][kind]["ephemeral-storage"]) < together:
-                yield f"{name_of(job)}: {kind} of ephemeral-storage are less than its volumes"
+        yield from ephemeral_storage_is_enough(name_of(job), *_parts(job))
 
 
 CHECKS = (

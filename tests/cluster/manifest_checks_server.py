@@ -11,7 +11,9 @@ from gpt2serve.errors import SettingsError
 from gpt2serve.settings import ENVIRONMENT_PREFIX, EngineSettings, ServerSettings, is_url
 from tests.cluster.manifest_parts import (
     documented_secrets,
+    empty_dirs,
     environment_of,
+    ephemeral_storage_is_enough,
     ports_of,
     routes,
     servers_of,
@@ -132,14 +134,11 @@ def memory_is_enough(manifests: list[Manifest]) -> Iterator[str]:
 def disk_is_enough(manifests: list[Manifest]) -> Iterator[str]:
     for name, pod, container in servers_of(manifests):
         engine, _ = settings_of(manifests, container)
-        volumes = {each["name"]: each["emptyDir"] for each in pod["volumes"] if "emptyDir" in each}
+        volumes = empty_dirs(pod)
         cache = volume_at(container, pod, str(engine.disk_cache)).get("name", "")
         if size(volumes[cache]["sizeLimit"]) < engine.disk_cache_bytes + SPARE_DISK:
             yield f"{name}: the disk cache's volume is smaller than the cache"
-        together = sum(size(volume["sizeLimit"]) for volume in volumes.values())
-        for kind in ("requests", "limits"):
-            if size(container["resources"][kind]["ephemeral-storage"]) < together:
-                yield f"{name}: {kind} of ephemeral-storage are less than its volumes"
+        yield from ephemeral_storage_is_enough(name, pod, container)
 
 
 CHECKS = (

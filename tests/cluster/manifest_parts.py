@@ -151,3 +151,18 @@ def documented_secrets() -> frozenset[tuple[str, str]]:
     """Secrets and their keys in the table of k8s/README.md; `*` is any key."""
     text = (K8S / "README.md").read_text(encoding="utf-8")
     return frozenset(re.findall(r"^\| `([\w-]+)` \| `([\w.*-]+)` \|", text, re.MULTILINE))
+
+
+def empty_dirs(pod: Mapping[str, Any]) -> dict[str, Any]:
+    """The emptyDir of each volume that is one, by name."""
+    return {each["name"]: each["emptyDir"] for each in pod["volumes"] if "emptyDir" in each}
+
+
+def ephemeral_storage_is_enough(
+    name: str, pod: Mapping[str, Any], container: Mapping[str, Any]
+) -> Iterator[str]:
+    """Kubernetes counts what is in the volumes against it."""
+    together = sum(size(volume["sizeLimit"]) for volume in empty_dirs(pod).values())
+    for kind in ("requests", "limits"):
+        if size(container["resources"][kind]["ephemeral-storage"]) < together:
+            yield f"{name}: {kind} of ephemeral-storage are less than its volumes"

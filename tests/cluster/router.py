@@ -13,7 +13,6 @@ from typing import Any
 
 import httpx
 import yaml
-from prometheus_client.parser import text_string_to_metric_families
 
 from tests.cluster.programs import ROOT, program
 from tests.e2e.server_support import eventually
@@ -23,7 +22,11 @@ CONFIG = ROOT / "k8s" / "envoy" / "envoy.yaml"
 _base_ids = itertools.count(os.getpid() % 30000 * 10)
 
 
+EVERYWHERE = "0.0.0.0"
+
+
 def free_port(host: str = "127.0.0.1") -> int:
+    """One that is free on `host`; `EVERYWHERE`: on each address of this machine."""
     with socket.socket() as one:
         one.bind((host, 0))
         port: int = one.getsockname()[1]
@@ -86,17 +89,9 @@ class Router:
         eventually(all_there, 15)
         return [found[request].partition(":")[0] for request in request_ids]
 
-    def stats(self, prefix: str = "") -> dict[str, float]:
-        """All samples of its metrics, as `name{labels}`."""
-        text = httpx.get(f"{self.metrics_url}/stats/prometheus").text
-        return {
-            f"{sample.name}{{{','.join(f'{k}={v}' for k, v in sorted(sample.labels.items()))}}}": (
-                sample.value
-            )
-            for family in text_string_to_metric_families(text)
-            for sample in family.samples
-            if sample.name.startswith(prefix)
-        }
+    def sent_again(self) -> set[str]:
+        """Ids of the requests that more than one replica was tried for."""
+        return {line["request_id"] for line in self.requests() if line["attempts"] > 1}
 
     def healthy(self) -> set[str]:
         """Addresses of the replicas that get requests."""

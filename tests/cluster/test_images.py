@@ -84,15 +84,6 @@ def messages(container: Container) -> list[str]:
     return [json.loads(line)["event"] for line in container.log()]
 
 
-def bucket_variables(port: int) -> dict[str, str]:
-    return {
-        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
-        "AWS_ACCESS_KEY_ID": s3_server.KEY,
-        "AWS_SECRET_ACCESS_KEY": s3_server.SECRET,
-        "AWS_REGION": s3_server.REGION,
-    }
-
-
 def package_in(store: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in (store / MODEL / PACKAGE).iterdir()}
 
@@ -255,7 +246,7 @@ def test_server_with_a_bucket_writes_its_disk_cache_only(
 ) -> None:
     bucket = s3_server.client(s3_port, "images")
     s3_server.publish(bucket, sample_store, sample_store / MODEL / PACKAGE)
-    variables = bucket_variables(s3_port) | {
+    variables = s3_server.environment(s3_port) | {
         "GPT2SERVE_STORE": "s3://images",
         "GPT2SERVE_PORT": "0",
     }
@@ -292,7 +283,7 @@ def test_export_image_runs_the_job_between_two_buckets(
     (container,) = job["spec"]["template"]["spec"]["containers"]
     checkpoints = s3_server.client(s3_port, "checkpoints")
     s3_server.publish(checkpoints, ROOT / "samples", ROOT / "samples" / MODEL)
-    variables = bucket_variables(s3_port) | {
+    variables = s3_server.environment(s3_port) | {
         "CHECKPOINTS": "s3://checkpoints",
         "CHECKPOINT": MODEL,
         "PACKAGES": "s3://packages",

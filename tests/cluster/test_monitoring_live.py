@@ -125,9 +125,8 @@ def watched(
     options += ["--model-cache-bytes", str(2 * size), "--max-queue", "12"]
     options += ["--model-metrics", "2", "--api-key-file", str(keys)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{s3_port}")
-        patch.setenv("AWS_ACCESS_KEY_ID", s3_server.KEY)
-        patch.setenv("AWS_SECRET_ACCESS_KEY", s3_server.SECRET)
+        for name, value in s3_server.environment(s3_port).items():
+            patch.setenv(name, value)
         fleet = Fleet("s3://monitored", folder / "fleet", 3, *options)
     with (
         fleet,

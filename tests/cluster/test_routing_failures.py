@@ -37,6 +37,10 @@ def test_a_replica_that_is_killed_takes_only_its_own_requests_along(
             assert one.begin < died + MOMENT, one
             assert one.end > died - MOMENT, one
         assert not [one for one in traffic.sent if replicas[one.id] == victim and one.begin > back]
+        # What a replica had begun is not sent to another one.
+        again = fleet.router.sent_again()
+        begun = {one.id for one in traffic.sent if one.begin < died - MOMENT}
+        assert again.isdisjoint(begun)
         # Its models are answered by others from the first request on.
         home = {one.model for one in traffic.sent if replicas[one.id] == victim}
         orphans = [one for one in traffic.sent if one.begin > died + MOMENT and one.model in home]

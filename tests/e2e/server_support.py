@@ -59,16 +59,20 @@ class Server:
         return httpx.Client(base_url=self.url, timeout=30)
 
     def metric(self, name: str) -> float:
-        with self.client() as client:
-            text = client.get("/metrics").text
-        (line,) = [line for line in text.splitlines() if line.startswith(f"gpt2serve_{name} ")]
-        return float(line.split()[-1])
+        return metric_of(self.url, name)
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> tuple[int, list[dict[str, Any]]]:
         """Exit status and log lines."""
         self.process.send_signal(number)
         output, _ = self.process.communicate(timeout=20)
         return self.process.returncode, [json.loads(line) for line in output.splitlines()]
+
+
+def metric_of(url: str, name: str) -> float:
+    """The value of a server's metric that has no labels."""
+    text = httpx.get(f"{url}/metrics", timeout=30).text
+    (line,) = [line for line in text.splitlines() if line.startswith(f"gpt2serve_{name} ")]
+    return float(line.split()[-1])
 
 
 def eventually(condition: Callable[[], bool], seconds: float = 10) -> None:

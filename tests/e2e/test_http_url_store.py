@@ -28,12 +28,7 @@ class Server:
     def __init__(self, held: ExitStack, url: str, cache: Path, proxy: Proxy) -> None:
         options = ["--store", url, "--disk-cache", str(cache), "--store-refresh", str(REFRESH)]
         memory = ["--port", "0", "--kv-cache-bytes", "64MiB", "--model-cache-bytes", "256MiB"]
-        environment = os.environ | {
-            "PYTHONUNBUFFERED": "1",
-            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{proxy.port}",
-            "AWS_ACCESS_KEY_ID": s3_server.KEY,
-            "AWS_SECRET_ACCESS_KEY": s3_server.SECRET,
-        }
+        environment = os.environ | s3_server.environment(proxy.port) | {"PYTHONUNBUFFERED": "1"}
         process = held.enter_context(
             subprocess.Popen(
                 [sys.executable, "-m", "gpt2serve.cli", *options, *memory],

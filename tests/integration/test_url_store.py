@@ -102,7 +102,7 @@ def world(s3_port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
     monkeypatch.setattr(object_store, "STALL_TIMEOUT", 1.5)
     proxy, name = Proxy(s3_port), next(BUCKETS)
     proxy.start()
-    for variable, value in environment(proxy).items():
+    for variable, value in s3_server.environment(proxy.port).items():
         monkeypatch.setenv(variable, value)
     made = World(proxy, s3_server.client(s3_port, name), f"s3://{name}/the/models", tmp_path)
     made.bucket = obstore.store.S3Store.from_url(
@@ -112,15 +112,6 @@ def world(s3_port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
     for store in made.opened:
         store.close()
     proxy.close()
-
-
-def environment(proxy: Proxy) -> dict[str, str]:
-    return {
-        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{proxy.port}",
-        "AWS_ACCESS_KEY_ID": s3_server.KEY,
-        "AWS_SECRET_ACCESS_KEY": s3_server.SECRET,
-        "AWS_REGION": s3_server.REGION,
-    }
 
 
 def same_files(held: Path, published: Path, package: Package) -> bool:
