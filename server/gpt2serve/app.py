@@ -19,6 +19,7 @@ from litestar.openapi.spec import SecurityScheme
 
 from gpt2serve.api.admin import SECURITY_SCHEME
 from gpt2serve.api.keys import API_KEY_SCHEME
+from gpt2serve.api.middleware import ExchangeMiddleware
 from gpt2serve.api.openapi import openapi_config
 from gpt2serve.api.problems import problem_response
 from gpt2serve.api.router import build_router
@@ -73,7 +74,7 @@ def create_app(
         route_handlers=[build_router(service)],
         lifespan=[_engine_lifespan(service, owned=owned)],
         exception_handlers={Exception: problem_response},
-        openapi_config=openapi_config(_security(service)),
+        openapi_config=openapi_config(_security(service), [ExchangeMiddleware(service)]),
         # Litestar would log on its own, globally; the exchange's line is the log.
         logging_config=None,
         state=State({_STATE_KEY: service, "engine": engine}),

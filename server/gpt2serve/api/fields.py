@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from msgspec import Meta
 
+from gpt2serve.engine.checks import MAX_STOP_LENGTH
 from gpt2serve.package import MODEL_ID_PATTERN
 
 MAX_INT32 = 2**31 - 1
@@ -18,6 +19,7 @@ def described(description: str, *examples: Any) -> Meta:
 Count = Annotated[int, Meta(ge=1, le=MAX_INT32)]
 CountOrZero = Annotated[int, Meta(ge=0, le=MAX_INT32)]
 Positive = Annotated[float, Meta(gt=0)]
+StopString = Annotated[str, Meta(min_length=1, max_length=MAX_STOP_LENGTH)]
 #: What it may look like is told; `check_model_id` refuses the rest, and says more.
 ModelId = Annotated[
     str,

@@ -29,6 +29,7 @@ _PROBLEMS = problem_specs(
         413: "The body is too large",
         422: "A value is wrong; `field` names it",
         429: "Too many requests; `Retry-After` says when to try again",
+        500: "The generation failed",
         503: "Shutting down, or the model cannot be loaded",
     }
 )

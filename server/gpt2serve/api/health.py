@@ -25,7 +25,7 @@ async def readyz(service: NamedDependency[Service]) -> dict[str, str]:
     return await _ready(service)
 
 
-@get("/health", summary="The same, where clients of vLLM and TGI ask for it", responses=_NOT_NOW)
+@get("/health", summary="As /readyz, where clients of vLLM and TGI ask for it", responses=_NOT_NOW)
 async def health(service: NamedDependency[Service]) -> dict[str, str]:
     return await _ready(service)
 

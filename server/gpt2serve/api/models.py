@@ -89,7 +89,7 @@ class ModelEntry(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class AdminEntry(ModelEntry, frozen=True, kw_only=True):
-    """The same with what concerns only those who have the admin key."""
+    """A `ModelEntry`, with what concerns only those who have the admin key."""
 
     leases: Annotated[int, Meta(description="Requests that use it or wait for it.")]
     old_versions: Annotated[

@@ -1,13 +1,14 @@
 """What the server says about itself at `/schema`.
 
 Litestar writes the document from the routes; `complete` adds what it leaves out: the ranges of
-fields that may be null (msgspec knows them), headers, and where the app is mounted.
+fields that may be null (msgspec knows them), headers, and where the app is mounted. It is valid
+OpenAPI 3.1, and generators of clients understand it.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, get_args
@@ -20,6 +21,7 @@ from litestar.openapi.datastructures import ResponseSpec
 from litestar.openapi.plugins import JsonRenderPlugin, OpenAPIRenderPlugin
 from litestar.openapi.spec import (
     Components,
+    License,
     OpenAPIMediaType,
     OpenAPIResponse,
     Operation,
@@ -28,7 +30,7 @@ from litestar.openapi.spec import (
     SecurityScheme,
 )
 from litestar.openapi.spec.enums import OpenAPIType
-from litestar.types import Method
+from litestar.types import Method, Middleware
 
 from gpt2serve.api.exchange import REQUEST_ID_HEADER
 from gpt2serve.api.keys import API_KEY_SCHEME
@@ -102,13 +104,21 @@ def _event(payload: Schema | Reference | None) -> Schema:
     return Schema(type=OpenAPIType.OBJECT, properties={"data": data}, required=["data"])
 
 
-def openapi_config(security: Mapping[str, SecurityScheme]) -> OpenAPIConfig:
+def openapi_config(
+    security: Mapping[str, SecurityScheme], middleware: Sequence[Middleware] = ()
+) -> OpenAPIConfig:
+    """`middleware` is around `/schema`, too."""
     return OpenAPIConfig(
         title="gpt2serve",
         version=version(),
         description="Many fine-tuned GPT-2 models, served from one process.",
+        license=License(name="Apache 2.0", identifier="Apache-2.0"),
         openapi_router=Router(
-            "/schema", route_handlers=[], include_in_schema=False, response_headers=_HEADERS
+            "/schema",
+            route_handlers=[],
+            include_in_schema=False,
+            response_headers=_HEADERS,
+            middleware=middleware,
         ),
         operation_id_creator=_operation_id,
         components=Components(security_schemes=dict(security) or None),
@@ -128,21 +138,24 @@ class _Json(JsonRenderPlugin):
 
 class _Page(OpenAPIRenderPlugin):
     def render(self, request: Request[Any, Any, Any], openapi_schema: dict[str, Any]) -> bytes:
-        return page(complete(request.app, openapi_schema)).encode()
+        depth = 2 if (request.scope.get("raw_path") or b"").endswith(b"/") else 1
+        return page(complete(request.app, openapi_schema), "../" * depth).encode()
 
 
 def complete(app: Litestar, schema: Mapping[str, Any], root_path: str = "") -> dict[str, Any]:
     """The whole document, for an app that is mounted at `root_path`."""
     document = copy.deepcopy(dict(schema))
     document["servers"] = [{"url": root_path or "/"}]
-    _, exact = msgspec.json.schema_components(set(_structs(app)), ref_template=_COMPONENTS)
-    document["components"]["schemas"].update(exact)
+    document["security"] = []  # an operation that takes a key says so
+    document["components"]["schemas"].update(_schemas(app))
     for operations in document["paths"].values():
         for operation in operations.values():
             # Litestar's own shape of a 400, which `problems` never lets out.
             if "Validation Exception" in str(operation["responses"].get("400")):
                 del operation["responses"]["400"]
             _add_key_problems(operation)
+            for parameter in _path_parameters(operation):
+                parameter["schema"].pop("default", None)  # of `owner`, where there is none
             for answer in operation["responses"].values():
                 if answer["description"] == HTTPStatus.OK.description:
                     answer["description"] = "Success"
@@ -150,12 +163,54 @@ def complete(app: Litestar, schema: Mapping[str, Any], root_path: str = "") -> d
     return document
 
 
-def _structs(app: Litestar) -> Iterator[type[msgspec.Struct]]:
-    """The types of all bodies, in and out."""
+def _schemas(app: Litestar) -> dict[str, dict[str, Any]]:
+    """Of all bodies, in and out, and what they are made of."""
+    kinds: dict[str, type[msgspec.Struct]] = {}
     for route in app.routes:
         for handler in route.route_handlers if hasattr(route, "route_handlers") else ():
             if isinstance(handler, HTTPRouteHandler) and handler.include_in_schema:
-                yield from _structs_in(_bodies(handler))
+                _collect(_bodies(handler), kinds)
+    _, schemas = msgspec.json.schema_components(kinds.values(), ref_template=_COMPONENTS)
+    for name, kind in kinds.items():
+        _tell_defaults(kind, schemas[name])
+    return schemas
+
+
+def _collect(annotations: Iterable[Any], kinds: dict[str, type[msgspec.Struct]]) -> None:
+    """Put every struct that occurs in `annotations` into `kinds`, by its name."""
+    for kind in annotations:
+        if not (isinstance(kind, type) and issubclass(kind, msgspec.Struct)):
+            _collect(get_args(kind), kinds)
+        elif kind.__name__ not in kinds:
+            kinds[kind.__name__] = kind
+            _collect((field.type for field in msgspec.structs.fields(kind)), kinds)
+
+
+def _tell_defaults(kind: type[msgspec.Struct], schema: dict[str, Any]) -> None:
+    """Of a request, what a field is if left out; of an answer, which fields are always there."""
+    config, fields = kind.__struct_config__, schema["properties"]
+    if config.forbid_unknown_fields:  # a request: null is as good as left out
+        for field in fields.values():
+            if field.get("default", ...) is None:
+                del field["default"]
+            _tell_only_boolean(field)
+        return
+    always = {*schema["required"]}
+    always |= {name for name, field in fields.items() if "default" in field}
+    if not config.omit_defaults:
+        schema["required"] = [name for name in fields if name in always]
+    for field in fields.values():
+        field.pop("default", None)
+
+
+def _tell_only_boolean(schema: dict[str, Any]) -> None:
+    """`const` for an `enum` of a boolean, which generators of clients do not know."""
+    values = schema.pop("enum", ()) if None in schema.get("enum", ()) else ()
+    for one in schema.get("anyOf", ()):
+        for value in values or one.get("enum", ()):
+            if isinstance(value, bool) and one.get("type") != "null":
+                one.pop("enum", None)
+                one |= {"type": "boolean", "const": value}
 
 
 def _bodies(handler: HTTPRouteHandler) -> Iterator[Any]:
@@ -166,21 +221,19 @@ def _bodies(handler: HTTPRouteHandler) -> Iterator[Any]:
         yield spec.data_container
 
 
-def _structs_in(kinds: Iterable[Any]) -> Iterator[type[msgspec.Struct]]:
-    for kind in kinds:
-        if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
-            yield kind
-        else:
-            yield from _structs_in(get_args(kind))
-
-
 def _add_key_problems(operation: dict[str, Any]) -> None:
     """What a route that takes an API key may answer, in the shape of its surface."""
     responses = operation["responses"]
     if {API_KEY_SCHEME: []} in operation.get("security", ()):
+        about_a_model = "requestBody" in operation or any(_path_parameters(operation))
         for status, text in _KEY_PROBLEMS.items():
-            answer = {"description": text, "content": responses["503"]["content"]}
-            responses.setdefault(status, answer)
+            if status == "401" or about_a_model:
+                answer = {"description": text, "content": responses["503"]["content"]}
+                responses.setdefault(status, answer)
+
+
+def _path_parameters(operation: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    return (one for one in operation.get("parameters", ()) if one["in"] == "path")
 
 
 def _add_headers(responses: dict[str, Any], *, generates: bool) -> None:

@@ -149,7 +149,7 @@ def problem_of(error: Exception) -> Problem:
         type=_TYPE_PREFIX + code,
         title=rule.title,
         status=rule.status,
-        detail=rule.detail or str(getattr(error, "detail", error)),
+        detail=rule.detail or _detail_of(error),
         code=code,
         field=_field_of(error),
     )
@@ -163,6 +163,14 @@ def _rule_of(error: Exception) -> _Rule:
         title, code = _HTTP_TITLES.get(error.status_code, (error.detail, "http_error"))
         return _Rule(error.status_code, title, code=code)
     return _INTERNAL
+
+
+def _detail_of(error: Exception) -> str:
+    if isinstance(error, ValidationException) and isinstance(error.extra, list) and error.extra:
+        wrong = error.extra[0]  # litestar's own sentence names the address only
+        message = str(wrong.get("message", "")).replace("`", "")
+        return f"{wrong.get('key', '')}: {message[:1].lower()}{message[1:]}"
+    return str(getattr(error, "detail", error))
 
 
 def _field_of(error: Exception) -> str | UnsetType:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import html
 import inspect
 import json
+import re
 from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from typing import Any
@@ -18,29 +19,63 @@ from markdown_it import MarkdownIt
 _Json = Mapping[str, Any]
 
 _PREFACE = """\
-Made from the server's own description of itself, which is at `/schema` as OpenAPI and at
-`/schema/docs` as this page. An `{id}` has one part or two: `name`, or `owner/name`.
+Made from the server's own description of itself, which is at `/schema` as OpenAPI 3.1 and at
+`/schema/docs` as this page. `/` is a page to try the models.
+
+An `{id}` has one part or two: `name`, or `owner/name`. A key is sent as `Authorization: Bearer
+KEY`: an ApiKey is one of `--api-key-file`, the AdminKey that of `--admin-key-file`. Without the
+first file no key is needed; without the second there are no routes below `/admin`.
 """
-#: Everything below this is as good as no bound.
+#: A bound like this is as good as none.
 _NO_BOUND = 2**31 - 1
+_OPTIONAL = "optional"
+_NOT_IN_A_SLUG = re.compile(r"[^\w\- ]")
 
 
 def reference(document: _Json) -> str:
     """Markdown: every route, then every body with each field, its range and its default."""
     lines = [f"# {document['info']['title']}: every route and field", "", _PREFACE]
-    lines += ["## Routes", ""]
-    for path, operations in document["paths"].items():
-        if "{owner}" not in path:  # the same with an id of two parts
-            for method, operation in operations.items():
-                lines += _operation(method, path.replace("{name}", "{id}"), operation)
+    operations = [
+        (f"`{method.upper()} {path.replace('{name}', '{id}')}`", operation)
+        for path, methods in document["paths"].items()
+        if "{owner}" not in path  # the same with an id of two parts
+        for method, operation in methods.items()
+    ]
+    lines += ["## Routes", "", *_header("route", "")]
+    for name, operation in operations:
+        lines += [_row(f"[{name}](#{_slug(name)})", _sentence(operation["summary"]))]
+    lines += [""]
+    for name, operation in operations:
+        lines += _operation(name, operation)
+    lines += ["## Headers of answers", "", *_headers(document), ""]
     lines += ["## Bodies", ""]
     for name, schema in sorted(document["components"]["schemas"].items()):
         lines += _body(name, schema)
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _operation(method: str, path: str, operation: _Json) -> Iterator[str]:
-    yield from (f"### `{method.upper()} {path}`", "", _sentence(operation["summary"]), "")
+def _slug(heading: str) -> str:
+    """What leads to a heading: the same as on GitHub."""
+    return _NOT_IN_A_SLUG.sub("", heading.lower()).replace(" ", "-")
+
+
+def _headers(document: _Json) -> Iterator[str]:
+    """Each header once, with the statuses that it comes with."""
+    found: dict[tuple[str, str], set[str]] = {}
+    for methods in document["paths"].values():
+        for operation in methods.values():
+            for status, answer in operation["responses"].items():
+                for name, header in answer.get("headers", {}).items():
+                    found.setdefault((name, header["description"]), set()).add(status)
+    everywhere = max(map(len, found.values()))
+    yield from _header("header", "status", "meaning")
+    for (name, meaning), statuses in found.items():
+        where = "all" if len(statuses) == everywhere else ", ".join(sorted(statuses))
+        yield _row(f"`{name}`", where, meaning)
+
+
+def _operation(name: str, operation: _Json) -> Iterator[str]:
+    yield from (f"### {name}", "", _sentence(operation["summary"]), "")
     if text := operation.get("description"):
         yield from (text, "")
     for key in operation.get("security", ()):
@@ -50,10 +85,10 @@ def _operation(method: str, path: str, operation: _Json) -> Iterator[str]:
         yield from _header("parameter", "in", "type", "default", "meaning")
         for one in parameters:
             schema = one["schema"]
-            name = "id" if one["name"] == "name" else one["name"]
+            parameter = "id" if one["name"] == "name" else one["name"]
             default = "required" if one["required"] else _default(schema)
             meaning = _meaning(schema, one.get("description", ""))
-            yield _row(f"`{name}`", one["in"], _kind(schema), default, meaning)
+            yield _row(f"`{parameter}`", one["in"], _kind(schema), default, meaning)
         yield ""
     if "requestBody" in operation:
         (content,) = operation["requestBody"]["content"].values()
@@ -98,7 +133,7 @@ def _meaning(schema: _Json, text: str) -> str:
 
 
 def _default(schema: _Json) -> str:
-    return f"`{_literal(schema['default'])}`" if "default" in schema else "left out"
+    return f"`{_literal(schema['default'])}`" if "default" in schema else _OPTIONAL
 
 
 def _kind(schema: _Json) -> str:
@@ -106,19 +141,22 @@ def _kind(schema: _Json) -> str:
     if "$ref" in schema:
         name = schema["$ref"].rsplit("/", 1)[-1]
         return f"[{name}](#{name.lower()})"
-    for many in ("anyOf", "oneOf"):
-        if many in schema:
-            return " or ".join(dict.fromkeys(map(_kind, schema[many])))
     if "enum" in schema or "const" in schema:
         return " or ".join(
             f"`{_literal(one)}`" for one in schema.get("enum", [schema.get("const")])
         )
+    # Where both are, `anyOf` is only what msgspec can tell of it.
+    for many in ("oneOf", "anyOf"):
+        if many in schema:
+            return " or ".join(dict.fromkeys(map(_kind, schema[many])))
     kind = schema.get("type", "anything")
     if kind == "array":
-        return "list of " + _kind(schema.get("items", {})) + _length(schema, "Items")
+        items = _kind(schema.get("items", {}))
+        several = " or " in items or " (" in items
+        return f"list{_length(schema, 'Items')} of {f'({items})' if several else items}"
     if kind == "object" and isinstance(schema.get("additionalProperties"), dict):
         return "object of " + _kind(schema["additionalProperties"])
-    return f"{kind}{_range(schema)}{_length(schema, 'Length')}"
+    return f"{kind}{_range(schema)}{_length(schema, 'Length', ' characters')}"
 
 
 def _range(schema: _Json) -> str:
@@ -132,11 +170,11 @@ def _range(schema: _Json) -> str:
     return " " + " and ".join(bounds) if bounds else ""
 
 
-def _length(schema: _Json, of: str) -> str:
+def _length(schema: _Json, of: str, unit: str = "") -> str:
     low, high = schema.get(f"min{of}"), schema.get(f"max{of}")
     if high is not None:
-        return f" (up to {high})" if not low else f" ({low} to {high})"
-    return f" (at least {low})" if low else ""
+        return f" (up to {high}{unit})" if not low else f" ({low} to {high}{unit})"
+    return f" (at least {low}{unit})" if low else ""
 
 
 def _number(value: float) -> str:
@@ -161,7 +199,7 @@ _PAGE = """\
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{title}</title>
-<link rel="stylesheet" href="../playground/reference.css">
+<link rel="stylesheet" href="{root}playground/reference.css">
 <main>
 {body}
 </main>
@@ -169,13 +207,16 @@ _PAGE = """\
 """
 
 
-def page(document: _Json) -> str:
-    """The reference as HTML; its style sheet is one of the playground's files."""
+def page(document: _Json, root: str = "../") -> str:
+    """The reference as HTML; its style sheet is one of the playground's files.
+
+    `root` leads from the page's address to where the routes begin.
+    """
     markdown = MarkdownIt("commonmark", {"html": False}).enable("table")
     tokens = markdown.parse(reference(document))
     for heading, inline in pairwise(tokens):
         if heading.type == "heading_open":
-            heading.attrSet("id", inline.content.lower())
+            heading.attrSet("id", _slug(inline.content))
     body = markdown.renderer.render(tokens, markdown.options, {})
     title = f"{document['info']['title']}: every route and field"
-    return _PAGE.format(title=html.escape(title), body=body)
+    return _PAGE.format(title=html.escape(title), body=body, root=root)

@@ -11,12 +11,19 @@ from typing import Annotated
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from gpt2serve.api.fields import Count, CountOrZero, ModelId, Positive, described
+from gpt2serve.api.fields import (
+    Count,
+    CountOrZero,
+    ModelId,
+    Positive,
+    StopString,
+    described,
+)
 from gpt2serve.engine.checks import MAX_STOP_STRINGS
 from gpt2serve.engine.events import FinishReason, Generation, GenerationResult, Timing, Token, Usage
 from gpt2serve.engine.params import MAX_SEED, SamplingParams
 
-_StopList = Annotated[list[str], Meta(max_length=MAX_STOP_STRINGS)]
+_StopList = Annotated[list[StopString], Meta(max_length=MAX_STOP_STRINGS)]
 
 
 class GenerateRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, frozen=True):
@@ -64,7 +71,7 @@ class GenerateRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, 
         described("Sequences of that many tokens occur once only; 0 allows all.", 0),
     ] = None
     stop: Annotated[
-        str | _StopList | None,
+        StopString | _StopList | None,
         described("Generation ends where this string, or one of these, would begin.", ["\n"]),
     ] = None
     seed: Annotated[

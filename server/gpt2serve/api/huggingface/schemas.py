@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
-from gpt2serve.api.fields import Count, CountOrZero, Positive, described
+from gpt2serve.api.fields import Count, CountOrZero, Positive, StopString, described
 from gpt2serve.engine.checks import MAX_STOP_STRINGS
 from gpt2serve.engine.params import MAX_SEED, MOST_TOP_LOGPROBS
 
@@ -71,7 +71,7 @@ class TextGenerationParameters(
         described("Taken off a token's logit as often as it was generated already.", 0.1),
     ] = None
     stop: Annotated[
-        Annotated[list[str], Meta(max_length=MAX_STOP_STRINGS)] | None,
+        Annotated[list[StopString], Meta(max_length=MAX_STOP_STRINGS)] | None,
         described("The text ends where one of these would begin.", ["\n"]),
     ] = None
     seed: Annotated[
@@ -104,7 +104,10 @@ class TextGenerationParameters(
 
 
 class PipelineParameters(TextGenerationParameters, kw_only=True, frozen=True):
-    """The same, and what transformers' pipeline and the Inference API take beside it."""
+    """`TextGenerationParameters`, and what transformers' pipeline and the Inference API take, too.
+
+    What is left out takes the model's own default, as in `POST /generate`.
+    """
 
     num_return_sequences: Annotated[
         Count | None, described("Texts to return; at most the server's batch size.", 1)

@@ -10,8 +10,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from gpt2serve.api.fields import MAX_INT32, CountOrZero, ModelId, described
-from gpt2serve.engine.checks import MAX_STOP_LENGTH
+from gpt2serve.api.fields import MAX_INT32, CountOrZero, ModelId, StopString, described
 from gpt2serve.engine.params import MAX_SEED
 
 DEFAULT_MAX_TOKENS = 16
@@ -26,7 +25,6 @@ _Choices = Annotated[int, Meta(ge=1, le=MAX_CHOICES)]
 _Share = Annotated[float, Meta(ge=0, le=1)]
 _Penalty = Annotated[float, Meta(ge=-2, le=2)]
 _Bias = Annotated[float, Meta(ge=-MAX_BIAS, le=MAX_BIAS)]
-_StopString = Annotated[str, Meta(min_length=1, max_length=MAX_STOP_LENGTH)]
 
 #: msgspec reads lists of texts, of ids and of lists of ids as one kind of list, and says `anyOf`;
 #: this tells them apart in the schema, as `prompts_of` does.
@@ -95,10 +93,10 @@ class CompletionRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True
     ] = None
     top_p: Annotated[
         _Share | None,
-        described("Keep the likeliest tokens that together reach this probability.", 1.0),
+        described("Keep the likeliest tokens that together reach this; 1, all, if left out.", 1.0),
     ] = None
     stop: Annotated[
-        _StopString | Annotated[list[_StopString], Meta(max_length=MAX_STOP_STRINGS)] | None,
+        StopString | Annotated[list[StopString], Meta(max_length=MAX_STOP_STRINGS)] | None,
         described("The text ends where this string, or one of up to 4, would begin.", ["\n"]),
     ] = None
     logprobs: Annotated[
@@ -107,7 +105,9 @@ class CompletionRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True
             "The log-probability of each token, and of so many likeliest ones in its place.", 2
         ),
     ] = None
-    echo: Annotated[bool | None, described("Put the prompt before each text.")] = None
+    echo: Annotated[
+        bool | None, described("Put the prompt before each text; false if left out.")
+    ] = None
     seed: Annotated[
         Annotated[int, Meta(ge=0, le=MAX_SEED)] | None,
         described("The same seed gives the same text. Drawn if left out.", 7),
@@ -116,7 +116,8 @@ class CompletionRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True
         _Penalty | None, described("Above 0: less of the tokens that were generated already.", 0)
     ] = None
     frequency_penalty: Annotated[
-        _Penalty | None, described("The same, as often as they were generated.", 0)
+        _Penalty | None,
+        described("The same, as often as they were generated; both 0 if left out.", 0),
     ] = None
     logit_bias: Annotated[
         dict[_TokenId, _Bias] | None,
@@ -138,11 +139,13 @@ class CompletionRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True
     ] = None
     min_p: Annotated[
         _Share | None,
-        described("Keep tokens at least that likely as the likeliest one. vLLM's.", 0.05),
+        described(
+            "Keep tokens at least that likely as the likeliest; 0 if left out. vLLM's.", 0.05
+        ),
     ] = None
     repetition_penalty: Annotated[
         Annotated[float, Meta(gt=0)] | None,
-        described("Above 1 makes tokens that were there already less likely. vLLM's.", 1.1),
+        described("Above 1: tokens that were there are less likely; 1 if left out. vLLM's.", 1.1),
     ] = None
     min_tokens: Annotated[
         CountOrZero | None,
