@@ -21,8 +21,7 @@ from gpt2serve.api.admin import SECURITY_SCHEME
 from gpt2serve.api.keys import API_KEY_SCHEME
 from gpt2serve.api.middleware import ExchangeMiddleware
 from gpt2serve.api.openapi import openapi_config
-from gpt2serve.api.problems import problem_response
-from gpt2serve.api.router import build_router
+from gpt2serve.api.router import build_router, unrouted_error
 from gpt2serve.api.service import Service
 from gpt2serve.engine.engine import Engine
 from gpt2serve.errors import SettingsError
@@ -73,7 +72,7 @@ def create_app(
     return Litestar(
         route_handlers=[build_router(service)],
         lifespan=[_engine_lifespan(service, owned=owned)],
-        exception_handlers={Exception: problem_response},
+        exception_handlers={Exception: unrouted_error},
         openapi_config=openapi_config(_security(service), [ExchangeMiddleware(service)]),
         # Litestar would log on its own, globally; the exchange's line is the log.
         logging_config=None,

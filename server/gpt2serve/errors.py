@@ -2,6 +2,7 @@
 
     Gpt2ServeError
     ├── InvalidRequest          the caller's value is wrong; `field` names it
+    │   └── ContextExceeded     more tokens than the model's context has
     ├── ModelNotFound           no such model in the store
     ├── PackageError            a model package cannot be used
     │   ├── InvalidModelId
@@ -26,6 +27,8 @@
 
 from __future__ import annotations
 
+from typing import Self
+
 
 class Gpt2ServeError(Exception):
     """Base of all. `str(error)` is a sentence that can be shown to the caller."""
@@ -42,6 +45,20 @@ class InvalidRequest(Gpt2ServeError):
         super().__init__(f"{field}: {message}")
         self.field = field
         self.message = message
+
+    def about(self, field: str) -> Self:
+        """The same of a field that is called otherwise."""
+        return type(self)(field, self.message)
+
+
+class ContextExceeded(InvalidRequest):
+    """Prompt and new tokens together are more than the model's context."""
+
+    @classmethod
+    def by(cls, field: str, context_length: int, message: str) -> Self:
+        # It begins as OpenAI's does: programs look for these words.
+        length = f"this model's maximum context length is {context_length} tokens"
+        return cls(field, f"{length}, {message}")
 
 
 class ModelNotFound(Gpt2ServeError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from gpt2serve import errors
 from gpt2serve.api.openai.schemas import CompletionRequest
 from gpt2serve.engine.params import SamplingParams
 from gpt2serve.engine.stream import Delivery
-from tests.unit.api_support import Served
+from tests.unit.api_support import Served, send
 from tests.unit.openai_support import (
     A_TIME,
     MINIMAL,
@@ -121,6 +122,7 @@ def test_every_field_has_a_test_here() -> None:
     [
         ("a", ["a"]),
         ("", [""]),
+        (None, [""]),
         (["a", "b"], ["a", "b"]),
         ([1, 2], [[1, 2]]),
         ([[1, 2], [3]], [[1, 2], [3]]),
@@ -140,7 +142,6 @@ def test_prompts_are_texts_or_tokens_one_or_many(prompt: Any, prompts: list[Any]
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
-        ({"prompt": None}, "prompt"),
         ({"prompt": []}, "prompt"),
         ({"prompt": [[]]}, "prompt"),
         ({"prompt": ["a", 1]}, "prompt"),
@@ -243,6 +244,10 @@ def test_a_body_that_is_too_large_is_413() -> None:
             *(400, "invalid_request_error", "invalid_value", "prompt"),
         ),
         (
+            errors.ContextExceeded.by("max_new_tokens", 8, "too few"),
+            *(400, "invalid_request_error", "context_length_exceeded", "max_tokens"),
+        ),
+        (
             errors.Overloaded("full", retry_after=2.5),
             *(429, "rate_limit_error", "overloaded", None),
         ),
@@ -287,6 +292,44 @@ def test_the_rest_of_the_api_is_not_there(path: str, method: str) -> None:
     answer = served().request(method, path)
     message = assert_error(answer, 404, "invalid_request_error", "not_found")
     assert "/v1/completions" in message
+
+
+@pytest.mark.parametrize("path", ["/v1", "/v1/models/a/b/c", "/v1/completions/x"])
+def test_deeper_and_shallower_addresses_are_not_there(path: str) -> None:
+    answer = served().request("GET", path)
+    message = assert_error(answer, 404, "invalid_request_error", "not_found")
+    assert "/v1/completions" in message
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [
+        ("GET", "/v1/completions", "POST"),
+        ("POST", "/v1/models", "GET"),
+        ("DELETE", "/v1/models/me/model", "GET"),
+        ("PUT", "/v1/files", "POST"),
+    ],
+)
+def test_a_wrong_method_is_told_in_openais_shape(method: str, path: str, allowed: str) -> None:
+    answer = served().request(method, path)
+    assert_error(answer, 405, "invalid_request_error", "method_not_allowed")
+    assert allowed in answer.headers["allow"]
+    assert answer.headers["x-request-id"]
+
+
+def test_only_addresses_of_openais_api_have_its_shape() -> None:
+    answer = served().request("GET", "/v1beta/models")
+    assert answer.headers["content-type"] == "application/problem+json"
+
+
+def test_so_it_is_where_the_app_is_mounted() -> None:
+    inner = served().app
+
+    async def outer(scope: Any, receive: Any, send_: Any) -> None:
+        await inner(dict(scope, root_path="/here"), receive, send_)
+
+    answer = asyncio.run(send(outer, "GET", "/here/v1/completions"))
+    assert_error(answer, 405, "invalid_request_error", "method_not_allowed")
 
 
 # -- what is answered -------------------------------------------------------------------------
@@ -431,7 +474,8 @@ def test_the_schema_tells_streams_and_errors() -> None:
         assert (kind, rest) == ("application/json", [])
         assert content["schema"]["$ref"].endswith("/ErrorBody")
     prompt = document["components"]["schemas"]["CompletionRequest"]["properties"]["prompt"]
-    assert [kind["type"] for kind in prompt["oneOf"]] == ["string", "array", "array", "array"]
+    kinds = ["string", "array", "array", "array", "null"]
+    assert [kind["type"] for kind in prompt["oneOf"]] == kinds
 
 
 def test_the_documentation_has_every_field() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from litestar import Request, Router
+from litestar import Request, Response, Router
 from litestar.di import Provide
 from litestar.types import ControllerRouterHandler
 
@@ -17,7 +17,8 @@ from gpt2serve.api.huggingface.router import hugging_face_router
 from gpt2serve.api.keys import API_KEY_SCHEME, key_guard
 from gpt2serve.api.middleware import ExchangeMiddleware
 from gpt2serve.api.models import describe_model, list_models
-from gpt2serve.api.openai.router import openai_router
+from gpt2serve.api.openai.errors import openai_errors
+from gpt2serve.api.openai.router import OPENAI_PATH, openai_router
 from gpt2serve.api.pages import index, page_file
 from gpt2serve.api.problems import problem_response
 from gpt2serve.api.service import Service
@@ -46,6 +47,16 @@ def build_router(service: Service, path: str = "/") -> Router:
         exception_handlers={Exception: problem_response},
         request_max_body_size=service.settings.max_body_bytes,
     )
+
+
+def unrouted_error(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
+    """For an app's own errors: no route has the address, or none of this method.
+
+    In the shape of the surface that the address would belong to.
+    """
+    path = str(request.scope["path"]).removeprefix(str(request.scope.get("root_path", "")))
+    respond = openai_errors if f"{path}/".startswith(f"{OPENAI_PATH}/") else problem_response
+    return respond(request, error)
 
 
 def _public_router(service: Service) -> Router:

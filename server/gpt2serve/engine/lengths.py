@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from gpt2serve.engine.checks import check_integer
 from gpt2serve.engine.params import SamplingParams
-from gpt2serve.errors import InvalidRequest
+from gpt2serve.errors import ContextExceeded, InvalidRequest
 from gpt2serve.package import GenerationDefaults
 
 
@@ -23,10 +23,9 @@ def max_tokens(
     room = context_length - prompt_tokens
     least = 0 if params.prompt_logprobs and params.max_new_tokens == 0 else 1
     if room < least:
-        raise InvalidRequest(
-            "prompt",
-            f"has {prompt_tokens} tokens, but the model's context is {context_length}"
-            + (" and at least one token must be left to generate" if least else ""),
+        more = " and at least one more is to be generated" if least else ""
+        raise ContextExceeded.by(
+            "prompt", context_length, f"but this has {prompt_tokens} tokens{more}"
         )
     if params.max_new_tokens is not None:
         asked = check_integer("max_new_tokens", params.max_new_tokens, least)
@@ -70,10 +69,11 @@ def min_tokens(
 
 def _within_room(field: str, asked: int, room: int, prompt_tokens: int, context: int) -> int:
     if asked > room:
-        raise InvalidRequest(
+        raise ContextExceeded.by(
             field,
-            f"the prompt's {prompt_tokens} tokens and {asked} new ones do not fit into the "
-            f"model's context of {context}; at most {room} new tokens are possible",
+            context,
+            f"of which the prompt takes {prompt_tokens}: at most {room} new ones are possible, "
+            f"not {asked}",
         )
     return asked
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from gpt2serve.engine.checks import check_integer
 from gpt2serve.engine.text import whole_characters
 from gpt2serve.engine.tokenizer import Tokenizer
-from gpt2serve.errors import InvalidRequest
+from gpt2serve.errors import ContextExceeded, InvalidRequest
 from gpt2serve.package import Manifest
 
 #: A text, or token ids.
@@ -43,11 +43,8 @@ def tokenise(prompt: Prompt, manifest: Manifest, tokenizer: Tokenizer) -> Tokeni
 
 def _text(prompt: str, manifest: Manifest, tokenizer: Tokenizer) -> Tokenised:
     if len(prompt) > manifest.dimensions.context_length * LONGEST_TOKEN:
-        raise InvalidRequest(
-            "prompt",
-            f"has {len(prompt)} characters, which cannot fit into the model's context of "
-            f"{manifest.dimensions.context_length} tokens",
-        )
+        context = manifest.dimensions.context_length
+        raise ContextExceeded.by("prompt", context, f"too few for {len(prompt)} characters")
     prefix = manifest.generation_defaults.prefix
     ids = tokenizer.encode(prefix + prompt)
     if not ids:

@@ -19,6 +19,8 @@ _NOT_FOUND = (
     "There is nothing at this address. There are /v1/completions and /v1/models; these models "
     "complete text and do not chat."
 )
+#: OpenAI's own word, by which clients know that a shorter prompt would do.
+_CONTEXT_EXCEEDED = "context_length_exceeded"
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
 
@@ -29,21 +31,27 @@ def status_of(problem: Problem) -> int:
     return _STATUSES.get(problem.status, problem.status)
 
 
-def error_body(problem: Problem) -> ErrorBody:
+def error_body(problem: Problem, error: Exception | None = None) -> ErrorBody:
     status = status_of(problem)
     field = None if problem.field is UNSET else problem.field
-    unknown = status == 404 and field == "model"
+    code = problem.code
+    if isinstance(error, errors.ContextExceeded):
+        code = _CONTEXT_EXCEEDED
+    elif status == 404 and field == "model":
+        code = errors.ModelNotFound.code
     return ErrorBody(
         error=ErrorDetails(
             message=_NOT_FOUND if problem.code == "not_found" else problem.detail,
             type="server_error" if status >= 500 else _TYPES.get(status, "invalid_request_error"),
             param=field,
-            code=errors.ModelNotFound.code if unknown else problem.code,
+            code=code,
         )
     )
 
 
-openai_errors = error_handler(lambda problem, _: (status_of(problem), error_body(problem)))
+openai_errors = error_handler(
+    lambda problem, error: (status_of(problem), error_body(problem, error))
+)
 
 
 def openai_problems(texts: Mapping[int, str]) -> dict[int, ResponseSpec]:

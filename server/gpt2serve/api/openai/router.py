@@ -10,6 +10,8 @@ from gpt2serve.api.openai.completions import create_completion
 from gpt2serve.api.openai.errors import openai_errors
 from gpt2serve.api.openai.models import list_model_objects, retrieve_model_object
 
+OPENAI_PATH = "/v1"
+
 
 @route(
     "/{path:path}",
@@ -23,7 +25,7 @@ async def nothing_here(path: FromPath[str]) -> None:
 
 def openai_router() -> Router:
     return Router(
-        path="/v1",
+        path=OPENAI_PATH,
         route_handlers=[create_completion, list_model_objects, retrieve_model_object, nothing_here],
         exception_handlers={Exception: openai_errors},
         tags=["OpenAI"],

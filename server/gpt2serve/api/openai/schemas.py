@@ -36,6 +36,7 @@ _PROMPT_SCHEMA = {
         {"type": "array", "items": {"type": "string"}, "minItems": 1},
         _IDS_SCHEMA,
         {"type": "array", "items": _IDS_SCHEMA, "minItems": 1},
+        {"type": "null"},
     ]
 }
 _TokenIds = Annotated[list[_TokenId], Meta(min_length=1)]
@@ -63,10 +64,11 @@ class CompletionRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True
 
     model: ModelId
     prompt: Annotated[
-        str | _PromptList,
+        str | _PromptList | None,
         Meta(
             description="A text, a list of texts, a list of token ids, or a list of such lists. "
-            "The model's prefix is put before a text, not before token ids.",
+            "The model's prefix is put before a text, not before token ids. null begins a new "
+            "text, as an empty one does.",
             examples=["My dream is", ["My dream is", "I like"], [3666, 4320, 318]],
             extra_json_schema=_PROMPT_SCHEMA,
         ),

@@ -25,7 +25,7 @@ _FIELDS = {
 
 def in_our_terms(error: InvalidRequest) -> InvalidRequest:
     """What the engine refuses, with the name that the client knows."""
-    return InvalidRequest(_FIELDS.get(error.field, error.field), error.message)
+    return error.about(_FIELDS.get(error.field, error.field))
 
 
 def asks_of(request: CompletionRequest, settings: EngineSettings) -> list[Ask]:
@@ -43,8 +43,10 @@ def asks_of(request: CompletionRequest, settings: EngineSettings) -> list[Ask]:
     return [Ask(prompt, params) for prompt in prompts]
 
 
-def prompts_of(prompt: str | list[str | int | list[int]]) -> list[str | list[int]]:
+def prompts_of(prompt: str | list[str | int | list[int]] | None) -> list[str | list[int]]:
     """A single prompt is a list of one. Raises `InvalidRequest` for a mixture."""
+    if prompt is None:  # OpenAI's default is the token that texts begin with
+        return [""]
     if isinstance(prompt, str):
         return [prompt]
     kinds = {type(item) for item in prompt}
