@@ -77,6 +77,10 @@ def offsets(spelled: list[bytes], text: str, begun: bytes = b"") -> list[int]:
         # All bytes of a character begin where it does.
         ([b" \xe2", b"\x82", b"\xac", b"!"], " \u20ac!", [0, 1, 1, 2]),
         ([b"\xff", b"a"], "\ufffda", [0, 1]),
+        # A character that never becomes whole ends where the next token begins.
+        ([b" \xe2", b"!", b"?"], " \ufffd!?", [0, 2, 3]),
+        ([b"\xe2\x82", b"\xe2\x82\xac"], "\ufffd\u20ac", [0, 1]),
+        ([b"\xe2", b"", b"a"], "\ufffda", [0, 0, 1]),
         ([b""], "", [0]),
     ],
 )
@@ -88,6 +92,7 @@ def test_offsets_are_those_in_the_text_that_is_returned(
 
 def test_offsets_after_a_character_that_the_prompt_began() -> None:
     assert offsets([b"\x82\xac", b"!"], "\u20ac!", begun=b"\xe2") == [0, 1]
+    assert offsets([b"!"], "\ufffd!", begun=b"\xe2") == [1]
 
 
 def test_an_offset_waits_for_the_text_before_it() -> None:

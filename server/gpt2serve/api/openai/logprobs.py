@@ -48,8 +48,11 @@ class Offsets:
         return len(self._spelled)
 
     def token(self, spelled: bytes) -> None:
-        self._starts.append(len(self._spelled))
-        self._spelled += self._decoder.decode(spelled)
+        # Its first byte may be part of a character that has begun, or break it off.
+        self._spelled += self._decoder.decode(spelled[:1])
+        complete = bool(spelled) and not self._decoder.getstate()[0]
+        self._starts.append(len(self._spelled) - complete)
+        self._spelled += self._decoder.decode(spelled[1:])
 
     def text(self, piece: str) -> None:
         self._text += piece
