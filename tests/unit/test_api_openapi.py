@@ -156,7 +156,7 @@ def test_the_reference_has_every_field_with_range_and_default() -> None:
     assert f"| `stop` | {texts[1:-1]} or list (up to 16) of {texts} or null | optional |" in text
     assert (
         "| `prompt` | string or list (at least 1) of string or list (at least 1) of integer ≥ 0 or "
-        "list (at least 1) of (list (at least 1) of integer ≥ 0) | required |"
+        "list (at least 1) of (list (at least 1) of integer ≥ 0) or null | required |"
     ) in text
     assert "| `watermark` | `false` or null | optional |" in text
     assert '| `state` | query | `"fetching"` or `"loading"` or `"resident"` | optional |' in text
