@@ -216,10 +216,20 @@ def disable_telemetry() -> None:
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 
+def otlp_protocol(source: Mapping[str, str] | None = None) -> str:
+    """How traces are to be sent, by the variables that every OpenTelemetry SDK reads."""
+    source = os.environ if source is None else source
+    names = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
+    return next((source[name] for name in names if source.get(name)), OTLP_PROTOCOL)
+
+
 def cpu_count() -> int:
     """Cores that this process may run on."""
     return len(os.sched_getaffinity(0))
 
+
+#: The only one that traces are sent with.
+OTLP_PROTOCOL = "http/protobuf"
 
 DEFAULT_MODEL_CACHE = "50%"
 DEFAULT_KV_CACHE = "20%"

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -300,6 +302,35 @@ def test_a_wrong_variable_is_a_wrong_setting(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("OTEL_BSP_MAX_QUEUE_SIZE", "1")
     with pytest.raises(SettingsError, match=r"traces otlp: .*queue_size"):
         Served(traces="otlp")
+
+
+@pytest.mark.parametrize("name", ["PROTOCOL", "TRACES_PROTOCOL"])
+@pytest.mark.parametrize("protocol", ["grpc", "http/json"])
+def test_a_protocol_that_is_not_spoken_is_a_wrong_setting(
+    name: str, protocol: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(f"OTEL_EXPORTER_OTLP_{name}", protocol)
+    with pytest.raises(SettingsError, match=rf"traces otlp: .*'{protocol}'.*http/protobuf"):
+        Served(traces="otlp")
+    Served(traces="console")
+
+
+def test_the_protocol_of_traces_wins(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "http/protobuf")
+    traces = service_of(Served(traces="otlp").app).traces
+    assert traces is not None
+    traces.close()
+
+
+def test_the_sdk_is_not_imported_unless_traces_are_wanted(tmp_path: Path) -> None:
+    code = (
+        "import sys; from gpt2serve import create_app; create_app(sys.argv[1]); "
+        "print([name for name in sys.modules if name.startswith("
+        "('opentelemetry.sdk', 'opentelemetry.exporter', 'gpt2serve.api.traces'))])"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    assert subprocess.run(command, capture_output=True, check=True).stdout.strip() == b"[]"
 
 
 def test_console(capsys: pytest.CaptureFixture[str]) -> None:

@@ -34,7 +34,7 @@ class Service:
         file = settings.api_key_file
         #: Raises `SettingsError`. Without it everybody may in.
         self.keys = None if file is None else Keyring(file, log)
-        #: None if no traces are wanted; then OpenTelemetry is not even imported.
+        #: None if no traces are wanted; then OpenTelemetry's SDK is not even imported.
         self.traces = _open_traces(settings)
         #: Whether models that are to be there from the start are still being loaded.
         self.starting = False

@@ -35,6 +35,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from gpt2serve.api.exchange import Exchange
 from gpt2serve.api.version import version
 from gpt2serve.engine.events import Timing
+from gpt2serve.settings import OTLP_PROTOCOL, otlp_protocol
 
 #: At the end, spans that are not sent yet have this many seconds; a collector may be away.
 FLUSH_SECONDS = 5.0
@@ -169,6 +170,12 @@ def _resource() -> Resource:
 
 def _processor(kind: Literal["otlp", "console"]) -> SpanProcessor:
     if kind == "otlp":
+        # The exporter does not look, and would send to a port that speaks something else.
+        if (protocol := otlp_protocol()) != OTLP_PROTOCOL:
+            raise ValueError(
+                f"OTEL_EXPORTER_OTLP_PROTOCOL is {protocol!r}; spans are sent with {OTLP_PROTOCOL} "
+                "only, mostly to port 4318."
+            )
         # In a thread of its own, which drops spans when it cannot get rid of them.
         return BatchSpanProcessor(OTLPSpanExporter())
     return SimpleSpanProcessor(
