@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 
 from gpt2serve import Engine, SamplingParams
-from gpt2serve.engine.runner import cuda_is_available
+from gpt2serve.engine.device import choose_device
 from tests.conftest import ROOT, export
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(
-        not (cuda_is_available() and Path("/dev/nvidiactl").exists()),
+        choose_device("auto") != "cuda",
         reason="no GPU here; install as docs/gpu.md says and run `pytest -m gpu` on one",
     ),
 ]

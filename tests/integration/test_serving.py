@@ -21,6 +21,7 @@ from gpt2serve.api.serving import listen, serve
 from gpt2serve.app import create_app, service_of
 from gpt2serve.errors import EngineClosed, ModelNotFound
 from gpt2serve.logs import create_logger
+from gpt2serve.settings import engine_settings
 from tests.unit.api_support import GOOD, FakeEngine
 
 
@@ -168,6 +169,29 @@ def test_other_servers_wait_for_the_start() -> None:
         with pytest.RaisesGroup(ModelNotFound, flatten_subgroups=True):
             async with create_app(engine=failing).lifespan():
                 raise AssertionError("it must not come to that")
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("store", "disk", "warns"),
+    [
+        ("s3://bucket", "1GiB", True),
+        ("s3://bucket", "2GiB", False),
+        ("models/", "1GiB", False),  # its packages are where they are
+    ],
+)
+def test_disk_cache_that_is_smaller_than_the_model_cache_is_told(
+    store: str, disk: str, warns: bool
+) -> None:
+    async def main() -> None:
+        engine = FakeEngine()
+        engine.settings = engine_settings(store, model_cache_bytes="2GiB", disk_cache_bytes=disk)
+        async with running(engine) as server:
+            await server.until_ready()
+            assert any("disk cache is smaller" in event for event in server.events) == warns
+            os.kill(os.getpid(), signal.SIGTERM)
+            await server.ends()
 
     asyncio.run(main())
 

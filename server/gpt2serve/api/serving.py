@@ -26,6 +26,7 @@ from litestar import Litestar
 
 from gpt2serve.api.service import Service
 from gpt2serve.logs import ForwardHandler
+from gpt2serve.settings import is_url
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 #: After the last token: time for slow clients to take what is still in the socket's buffers.
@@ -96,6 +97,7 @@ class DrainingServer(uvicorn.Server):
             url = _url(sockets[0])
             self._log.info(f"listening on {url}", url=url)
             self._warn_if_open(sockets[0].getsockname()[0])
+            self._warn_of_small_disk()
             self._starting = asyncio.create_task(self._wait_for_start())
 
     def _warn_if_open(self, host: str) -> None:
@@ -103,6 +105,16 @@ class DrainingServer(uvicorn.Server):
             self._log.warning(
                 "open to everybody who can reach it: --api-key-file lets in only who has a key",
                 host=host,
+            )
+
+    def _warn_of_small_disk(self) -> None:
+        settings = self._service.engine.settings
+        if is_url(settings.store) and settings.disk_cache_bytes < settings.model_cache_bytes:
+            self._log.warning(
+                "the disk cache is smaller than the model cache: models in memory keep their "
+                "packages on the disk, so others may find no room there",
+                disk_cache_bytes=settings.disk_cache_bytes,
+                model_cache_bytes=settings.model_cache_bytes,
             )
 
     async def _wait_for_start(self) -> None:

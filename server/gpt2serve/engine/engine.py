@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from gpt2serve.engine.core import EngineCore
+from gpt2serve.engine.device import choose_device
 from gpt2serve.engine.events import Generation, GenerationResult, PromptTokens, TokenEvent
 from gpt2serve.engine.gate import Gate
 from gpt2serve.engine.listing import Listing
@@ -22,11 +23,10 @@ from gpt2serve.engine.params import SamplingParams
 from gpt2serve.engine.preparation import Preparation, PreparedRequest
 from gpt2serve.engine.prompts import Prompt
 from gpt2serve.engine.request import Request, Times
-from gpt2serve.engine.runner import cuda_is_available
 from gpt2serve.engine.status import ModelStatus
 from gpt2serve.engine.store import ModelStore, Package
 from gpt2serve.engine.stream import BlockingStream, Stream, TokenStream
-from gpt2serve.errors import DeviceUnavailable, Gpt2ServeError, SettingsError
+from gpt2serve.errors import Gpt2ServeError, SettingsError
 from gpt2serve.package import VARIANTS, Manifest
 from gpt2serve.settings import EngineSettings, cpu_count, engine_settings, is_url
 
@@ -59,7 +59,7 @@ class Engine:
             settings = engine_settings(store, **options)
         self.settings = settings
         #: cpu or cuda.
-        self.device = device = _device(settings.device)
+        self.device = device = choose_device(settings.device)
         self._store = ModelStore(
             settings.store,
             _variants(device, settings.precision),
@@ -340,17 +340,6 @@ class Engine:
         except TimeoutError:
             return False
         return True
-
-
-def _device(wanted: str) -> str:
-    if wanted == "auto":
-        return "cuda" if cuda_is_available() and Path("/dev/nvidiactl").exists() else "cpu"
-    if wanted == "cuda" and not cuda_is_available():
-        raise DeviceUnavailable(
-            "CUDA was asked for, but this onnxruntime has no CUDA support: replace it with "
-            "onnxruntime-gpu as docs/gpu.md says, or use --device cpu."
-        )
-    return wanted
 
 
 def _variants(device: str, precision: str | None) -> list[tuple[str, str]]:
