@@ -144,6 +144,21 @@ def test_the_same_wishes_give_the_same_text(server: Server, fields: dict[str, An
         assert output.details.finish_reason == "stop_sequence"
 
 
+@pytest.mark.parametrize("last", ["", "/generate"])
+def test_a_temperature_draws_even_where_the_client_says_do_sample_false(
+    server: Server, last: str
+) -> None:
+    """As older versions of it do unless they are told otherwise."""
+    url = f"{server.url}/models/{MODEL}{last}"
+    said = {"do_sample": False, "return_full_text": True, "temperature": 0.9, "top_k": 20}
+    drawn = own_answer(
+        server, MODEL, **SEEDED, temperature=0.9, top_k=20, top_p=1.0, do_sample=True
+    )
+    assert generate(url, "sync", **SEEDED, **said, top_p=1.0) == drawn["text"]
+    other = generate(url, "sync", **SEEDED | {"seed": 8}, **said, top_p=1.0)
+    assert other != drawn["text"]
+
+
 def test_each_model_answers_by_its_own_defaults(server: Server) -> None:
     """And Text Generation Inference's address by that server's."""
     seed = {"seed": 3, "max_new_tokens": 30}

@@ -148,6 +148,14 @@ def test_one_list_for_each_input() -> None:
     assert answer.headers["x-prompt-tokens"] == "8"
 
 
+def test_more_inputs_than_the_queue_holds_are_refused_for_good() -> None:
+    inputs = 5 * ["x"]  # and the queue holds 4
+    answer = ask(ONE, inputs=inputs)
+    assert refused(answer, 422, "validation").startswith("inputs: 5 texts are more than ")
+    assert len(told(ask(ONE, inputs=inputs[1:]))) == 4
+    refused(ask("/models/nobody", inputs=inputs), 404, None)
+
+
 @pytest.mark.parametrize("at", ["/models/me/generate", "/models/me/model/generate"])
 def test_generate_answers_with_one_object(at: str) -> None:
     server = served()
@@ -426,16 +434,19 @@ def loads(server: Served) -> list[Any]:
 DO_NOT_WAIT: dict[str, Any] = {"options": {"wait_for_model": False}}
 
 
-@pytest.mark.parametrize("stream", [False, True])
-def test_a_client_that_does_not_wait_is_told_and_the_model_is_loaded(stream: bool) -> None:
+@pytest.mark.parametrize(
+    ("at", "stream"),
+    [(ONE, False), (ONE, True), (GENERATE, False), ("/models/me/model/generate_stream", True)],
+)
+def test_a_client_that_does_not_wait_is_told_and_the_model_is_loaded(at: str, stream: bool) -> None:
     server = cold()
-    answer = ask(ONE, server, stream=stream, **DO_NOT_WAIT)
+    answer = ask(at, server, stream=stream, **DO_NOT_WAIT)
     assert refused(answer, 503, None) == "Model me/model is currently loading"
     assert answer.json()["estimated_time"] == 1.0
     assert answer.headers["retry-after"] == "1"
     assert loads(server) == [("load", "me/model")]
     assert (server.log[-1]["model"], server.log[-1]["code"]) == ("me/model", "model_loading")
-    again = ask(ONE, server, **DO_NOT_WAIT, stream=stream)
+    again = ask(at, server, **DO_NOT_WAIT, stream=stream)
     assert again.status_code == 200
 
 
@@ -459,8 +470,9 @@ def test_what_is_to_be_fetched_takes_longer() -> None:
         ({}, {"X-Wait-For-Model": "False"}, False),
     ],
 )
-def test_who_waits(fields: dict[str, Any], headers: dict[str, str], waits: bool) -> None:
-    answer = cold().request("POST", ONE, json={"inputs": PROMPT, **fields}, headers=headers)
+@pytest.mark.parametrize("at", [ONE, GENERATE, "/models/me/model/generate_stream"])
+def test_who_waits(at: str, fields: dict[str, Any], headers: dict[str, str], waits: bool) -> None:
+    answer = cold().request("POST", at, json={"inputs": PROMPT, **fields}, headers=headers)
     assert answer.status_code == (200 if waits else 503)
 
 
@@ -528,7 +540,7 @@ def test_schema_describes_it_all() -> None:
     for name in ("TextGenerationParameters", "PipelineParameters", "InferenceOptions"):
         fields = document["components"]["schemas"][name]["properties"]
         assert all(field.get("description") for field in fields.values()), name
-    assert fields.keys() == {"wait_for_model", "use_cache"}
+    assert fields.keys() == set(InferenceOptions.__struct_fields__)
     names = [
         operation["operationId"]
         for path in document["paths"].values()

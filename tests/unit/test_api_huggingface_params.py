@@ -23,6 +23,7 @@ BOTH: dict[str, tuple[Any, dict[str, Any]]] = {
     "repetition_penalty": (1.5, {"repetition_penalty": 1.5}),
     "frequency_penalty": (-0.5, {"frequency_penalty": -0.5}),
     "stop": (["x", "y"], {"stop": ("x", "y")}),
+    "stop_sequences": (["x", "y"], {"stop": ("x", "y")}),
     "seed": (7, {"seed": 7}),
     "truncate": (9, {"truncate": 9}),
     "return_full_text": (True, {"return_full_text": True}),
@@ -117,9 +118,108 @@ def test_tgi_draws_without_parameters_and_does_not_with_none_of_them(at: str) ->
     assert asked(at, {}) == TGI
 
 
-def test_who_says_that_nothing_is_to_be_drawn_is_taken_at_his_word() -> None:
-    assert asked(GENERATE, {"do_sample": False, "temperature": 0.5}).do_sample is False
-    assert asked(ONE, {"do_sample": False, "top_p": 0.5}).do_sample is False
+@pytest.mark.parametrize("at", [ONE, GENERATE, STREAM])
+@pytest.mark.parametrize(
+    ("field", "neutral", "shaping"),
+    [("temperature", 1.0, 0.5), ("top_k", 0, 5), ("top_p", 1.0, 0.9), ("typical_p", 1.0, 0.9)],
+)
+def test_what_shapes_a_draw_draws_whatever_do_sample_says(
+    at: str, field: str, neutral: float, shaping: float
+) -> None:
+    """Clients say false of themselves, and their users who set a temperature want to see it."""
+    assert asked(at, {"do_sample": False, field: shaping}).do_sample is True
+    assert asked(at, {"do_sample": False, field: neutral}).do_sample is False
+    assert asked(at, {"do_sample": False}).do_sample is False
+
+
+def test_best_of_may_be_had_by_a_temperature() -> None:
+    fields = {"best_of": 2, "do_sample": False, "temperature": 0.5}
+    assert tgi_wish(TextGenerationParameters(**fields)).params.do_sample is True
+
+
+def test_the_names_of_stop_agree(server: Served) -> None:
+    both = {"stop": ["x"], "stop_sequences": ["x"]}
+    assert asked(ONE, both).stop == ("x",)
+    assert asked(ONE, both | {"stop_sequences": []}).stop == ("x",)
+    assert asked(ONE, both | {"stop": []}).stop == ("x",)
+    body = {"inputs": PROMPT, "parameters": both | {"stop": ["y"]}}
+    answer = server.request("POST", ONE, json=body)
+    assert refused(answer, 422, "validation").startswith("stop_sequences: ")
+
+
+#: What clients send of themselves, as they were seen to.
+SENT: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "text-generation 0.7": (
+        {
+            "inputs": PROMPT,
+            "parameters": {
+                "do_sample": False,
+                "max_new_tokens": 20,
+                "repetition_penalty": None,
+                "frequency_penalty": None,
+                "return_full_text": False,
+                "stop": [],
+                "seed": None,
+                "temperature": 0.7,
+                "top_k": None,
+                "top_p": None,
+                "truncate": None,
+                "typical_p": None,
+                "best_of": None,
+                "watermark": False,
+                "details": True,
+                "decoder_input_details": False,
+                "top_n_tokens": None,
+                "grammar": None,
+            },
+            "stream": False,
+        },
+        {"do_sample": True, "temperature": 0.7, "max_new_tokens": 20, "details": True}
+        | {"return_full_text": False},
+    ),
+    "langchain-huggingface 0.1": (
+        {
+            "inputs": PROMPT,
+            "parameters": {
+                "max_new_tokens": 512,
+                "top_k": None,
+                "top_p": 0.95,
+                "typical_p": 0.95,
+                "temperature": 0.8,
+                "repetition_penalty": None,
+                "return_full_text": False,
+                "truncate": None,
+                "stop_sequences": ["|"],
+                "stop": ["|"],
+                "seed": None,
+                "do_sample": False,
+                "watermark": False,
+            },
+        },
+        {"do_sample": True, "temperature": 0.8, "max_new_tokens": 512, "top_p": 0.95}
+        | {"typical_p": 0.95, "stop": ("|",), "return_full_text": False},
+    ),
+    "@huggingface/inference 2.6": (
+        {
+            "inputs": PROMPT,
+            "parameters": {"max_new_tokens": 8, "stop_sequences": ["|"]},
+            "options": {
+                "use_cache": False,
+                "wait_for_model": True,
+                "retry_on_error": True,
+                "use_gpu": False,
+                "dont_load_model": False,
+            },
+        },
+        {"max_new_tokens": 8, "stop": ("|",)},
+    ),
+}
+
+
+@pytest.mark.parametrize("client", SENT)
+def test_bodies_of_real_clients(client: str) -> None:
+    body, becomes = SENT[client]
+    assert fields_of(asked(ONE, **body)) == fields_of(INFERENCE) | becomes
 
 
 def test_best_of_needs_the_probabilities() -> None:
@@ -146,7 +246,8 @@ WRONG: dict[str, list[Any]] = {
     "typical_p": [0, 1.01],
     "repetition_penalty": [0, -1],
     "frequency_penalty": [-2.1, 2.1],
-    "stop": ["x", [1], 17 * ["x"]],
+    "stop": ["x", [1], 17 * ["x"], [""], [257 * "x"]],
+    "stop_sequences": ["x", [1], 17 * ["x"], [""], [257 * "x"]],
     "seed": [-1, 2**63, 1.5],
     "truncate": [0, -1],
     "return_full_text": ["yes"],
@@ -163,7 +264,6 @@ WRONG: dict[str, list[Any]] = {
     "min_length": [-1],
     "min_new_tokens": [-1],
     "no_repeat_ngram_size": [-1],
-    "stop_sequences": [["x"]],
     "a field of nobody": [1],
 }
 
@@ -197,11 +297,13 @@ def test_tgi_knows_no_fields_of_the_pipeline(field: str, server: Served) -> None
         (GENERATE, {"inputs": "x", "stream": True}, "stream"),
         (STREAM, {"inputs": "x", "stream": False}, "stream"),
         (STREAM, {"inputs": "x", "stream": 1}, "stream"),
-        (GENERATE, {"inputs": "x", "options": {}}, "options"),
         (ONE, {"inputs": "x", "parameters": []}, "parameters"),
         (ONE, {"inputs": "x", "stream": "yes"}, "stream"),
         (ONE, {"inputs": "x", "options": {"wait_for_model": 1}}, "wait_for_model"),
         (ONE, {"inputs": "x", "options": {"use_gpu": True}}, "use_gpu"),
+        (GENERATE, {"inputs": "x", "options": {"use_gpu": True}}, "use_gpu"),
+        (STREAM, {"inputs": "x", "options": {"dont_load_model": True}}, "dont_load_model"),
+        (GENERATE, {"inputs": "x", "options": {"nobody": True}}, "nobody"),
     ],
 )
 def test_wrong_bodies(at: str, body: Any, field: str, server: Served) -> None:

@@ -27,8 +27,9 @@ _TGI_DEFAULTS = {
     "no_repeat_ngram_size": 0,
     "min_length": 0,
 }
-#: Any of them makes Text Generation Inference draw.
-_DRAWS = ("temperature", "top_k", "top_p", "typical_p")
+#: What shapes a draw, and the value that shapes nothing. Any of them makes Text Generation
+#: Inference draw.
+_DRAWS = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "typical_p": 1.0}
 #: Fields whose name and meaning are the engine's.
 _SHARED = tuple(
     name
@@ -91,16 +92,34 @@ def _wish(given: TextGenerationParameters, defaults: dict[str, Any], texts: int)
     }
     best_of = given.best_of or 1
     details = bool(given.details or given.decoder_input_details)
+    if _draws_anyway(given):
+        values["do_sample"] = True
     params = SamplingParams(
         **values,
         num_return_sequences=max(best_of, texts),
-        stop=tuple(given.stop or ()),
+        stop=_stops(given),
         # The best is found by its tokens' probabilities.
         details=details or best_of > 1,
         top_logprobs=given.top_n_tokens or 0,
         prompt_logprobs=bool(given.decoder_input_details),
     )
     return Wish(params, texts, best_of, details)
+
+
+def _draws_anyway(given: TextGenerationParameters) -> bool:
+    """Whether something is asked for that only a draw can honour.
+
+    `do_sample: false` does not speak against it: many clients say so unless they are told
+    otherwise, and Text Generation Inference does not listen to it either.
+    """
+    return any(getattr(given, name) not in (None, neutral) for name, neutral in _DRAWS.items())
+
+
+def _stops(given: TextGenerationParameters) -> tuple[str, ...]:
+    """Of `stop` or its other name; langchain sends both."""
+    if given.stop and given.stop_sequences and given.stop != given.stop_sequences:
+        raise InvalidRequest("stop_sequences", "is another name of stop, which says otherwise")
+    return tuple(given.stop or given.stop_sequences or ())
 
 
 def _check_support(given: TextGenerationParameters) -> None:

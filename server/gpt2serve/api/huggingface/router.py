@@ -53,6 +53,15 @@ _ERRORS = problem_specs(
 _OUTPUTS: Any = list[TextGenerationOutput] | list[list[TextGenerationOutput]]
 
 
+_WaitForModel = Annotated[
+    str | None,
+    HeaderParameter(
+        name="X-Wait-For-Model",
+        description="1 or true waits for the model, whatever `options` say; 0 or false not.",
+    ),
+]
+
+
 # An id has one part or two; a `path` parameter would swallow what comes after it.
 @post(
     ["/{name:str}", "/{owner:str}/{name:str}"],
@@ -79,13 +88,7 @@ async def infer_texts(
     exchange: NamedDependency[Exchange],
     name: ModelName,
     owner: ModelOwner = "",
-    wait_for_model: Annotated[
-        str | None,
-        HeaderParameter(
-            name="X-Wait-For-Model",
-            description="1 or true waits for the model, whatever `options` say; 0 or false not.",
-        ),
-    ] = None,
+    wait_for_model: _WaitForModel = None,
 ) -> Response[Any]:
     wish = inference_wish(data.parameters)
     waits = _waits(data.options, wait_for_model)
@@ -122,10 +125,13 @@ async def tgi_generate(
     exchange: NamedDependency[Exchange],
     name: ModelName,
     owner: ModelOwner = "",
+    wait_for_model: _WaitForModel = None,
 ) -> Response[Any]:
     if data.stream:
         raise InvalidRequest("stream", "must be false here; streams are at /generate_stream")
-    call = Call(request, service, exchange, model_id(owner, name), tgi_wish(data.parameters))
+    wish = tgi_wish(data.parameters)
+    waits = _waits(data.options, wait_for_model)
+    call = Call(request, service, exchange, model_id(owner, name), wish, waits)
     ((output,),), headers = await call.texts([data.inputs])
     return json_answer(output, headers)
 
@@ -159,15 +165,25 @@ async def tgi_generate_stream(
     exchange: NamedDependency[Exchange],
     name: ModelName,
     owner: ModelOwner = "",
+    wait_for_model: _WaitForModel = None,
 ) -> Response[Any]:
     if data.stream is False:
         raise InvalidRequest("stream", "must be true here; whole answers are at /generate")
-    call = Call(request, service, exchange, model_id(owner, name), tgi_wish(data.parameters))
+    wish = tgi_wish(data.parameters)
+    waits = _waits(data.options, wait_for_model)
+    call = Call(request, service, exchange, model_id(owner, name), wish, waits)
     return await call.stream(data.inputs)
 
 
 def _waits(options: InferenceOptions | None, header: str | None) -> bool:
-    """The header is what clients of the Inference API add when they try again."""
+    """The header is what clients of the Inference API add when they try again.
+
+    Raises `InvalidRequest` for an option that cannot be honoured.
+    """
+    if options is not None and options.use_gpu:
+        raise InvalidRequest("use_gpu", "must be false: what computes is the server's choice")
+    if options is not None and options.dont_load_model:
+        raise InvalidRequest("dont_load_model", "must be false: models are loaded when asked for")
     if header is not None:
         return header.strip().lower() not in ("0", "false")
     return options is None or options.wait_for_model is not False

@@ -28,6 +28,7 @@ def _refused(name: str) -> Meta:
 
 
 _Share = Annotated[float, Meta(gt=0, le=1)]
+_Stops = Annotated[list[StopString], Meta(max_length=MAX_STOP_STRINGS)]
 
 
 class TextGenerationParameters(
@@ -42,9 +43,9 @@ class TextGenerationParameters(
     do_sample: Annotated[
         bool | None,
         described(
-            "Draw at random; false takes the likeliest token each time. Left out, "
-            "`POST /models/{id}` draws, and the other addresses do so if temperature, top_k, top_p "
-            "or typical_p is given."
+            "Draw at random; false takes the likeliest token each time, unless a temperature, "
+            "top_k, top_p or typical_p is given that shapes a draw. Left out, `POST /models/{id}` "
+            "draws, and the other addresses do so if any of those is given."
         ),
     ] = None
     temperature: Annotated[
@@ -71,9 +72,9 @@ class TextGenerationParameters(
         described("Taken off a token's logit as often as it was generated already.", 0.1),
     ] = None
     stop: Annotated[
-        Annotated[list[StopString], Meta(max_length=MAX_STOP_STRINGS)] | None,
-        described("The text ends where one of these would begin.", ["\n"]),
+        _Stops | None, described("The text ends where one of these would begin.", ["\n"])
     ] = None
+    stop_sequences: Annotated[_Stops | None, described("Another name of `stop`.", ["\n"])] = None
     seed: Annotated[
         Annotated[int, Meta(ge=0, le=MAX_SEED)] | None,
         described("The same seed gives the same text. Drawn if left out.", 7),
@@ -144,6 +145,16 @@ class InferenceOptions(msgspec.Struct, kw_only=True, forbid_unknown_fields=True,
     use_cache: Annotated[
         bool | None, described("There is no cache of answers, so neither value changes anything.")
     ] = None
+    # The rest is what clients in JavaScript and R say of themselves.
+    retry_on_error: Annotated[
+        bool | None, described("Whether the client tries again after a 503. It changes nothing.")
+    ] = None
+    use_gpu: Annotated[
+        bool | None, _only("What computes is the server's choice, so only false.", value=False)
+    ] = None
+    dont_load_model: Annotated[
+        bool | None, _only("Models are loaded when they are asked for, so only false.", value=False)
+    ] = None
 
 
 class InferenceRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, frozen=True):
@@ -166,6 +177,7 @@ class _TgiRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, froz
         TextGenerationParameters | None,
         described("Without any, tokens are drawn; with an empty object, they are not."),
     ] = None
+    options: InferenceOptions | None = None
 
 
 # huggingface_hub says `stream` to whatever address it is given.
