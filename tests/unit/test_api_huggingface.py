@@ -388,6 +388,23 @@ def test_what_is_no_id_is_refused(at: str, name: str) -> None:
     assert repr(name) in refused(ask(at), 422, "validation")
 
 
+@pytest.mark.parametrize(
+    ("method", "at", "status"),
+    [
+        ("POST", "/models/me/model/v1/chat/completions", 404),
+        ("GET", "/models/me/model/health", 404),
+        ("GET", ONE, 405),
+        ("PUT", GENERATE, 405),
+    ],
+)
+def test_what_is_not_there_is_told_in_the_surfaces_own_shape(
+    method: str, at: str, status: int
+) -> None:
+    error = refused(served().request(method, at), status, None)
+    assert ("do not chat" in error) is (status == 404)
+    assert served().request("PUT", "/models").json()["code"] == "method_not_allowed"
+
+
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b'"x"'])
 def test_a_body_that_is_no_object_is_refused(body: bytes) -> None:
     answer = served().request("POST", ONE, content=body)

@@ -13,7 +13,8 @@ from gpt2serve.api.cors import CorsMiddleware
 from gpt2serve.api.exchange import Exchange, exchange_of, open_exchange
 from gpt2serve.api.generate import generate
 from gpt2serve.api.health import health, healthz, metrics, readyz
-from gpt2serve.api.huggingface.router import hugging_face_router
+from gpt2serve.api.huggingface.errors import hugging_face_response
+from gpt2serve.api.huggingface.router import HUGGING_FACE_PATH, hugging_face_router
 from gpt2serve.api.keys import API_KEY_SCHEME, key_guard
 from gpt2serve.api.middleware import ExchangeMiddleware
 from gpt2serve.api.models import describe_model, list_models
@@ -55,8 +56,11 @@ def unrouted_error(request: Request[Any, Any, Any], error: Exception) -> Respons
     In the shape of the surface that the address would belong to.
     """
     path = str(request.scope["path"]).removeprefix(str(request.scope.get("root_path", "")))
-    respond = openai_errors if f"{path}/".startswith(f"{OPENAI_PATH}/") else problem_response
-    return respond(request, error)
+    if f"{path}/".startswith(f"{OPENAI_PATH}/"):
+        return openai_errors(request, error)
+    if path.startswith(f"{HUGGING_FACE_PATH}/"):
+        return hugging_face_response(request, error)
+    return problem_response(request, error)
 
 
 def _public_router(service: Service) -> Router:

@@ -41,6 +41,11 @@ class HuggingFaceError(msgspec.Struct, frozen=True, kw_only=True):
     ] = UNSET
 
 
+#: Clients of Hugging Face may look for other tasks, and for the rest of its API.
+_NOT_FOUND = (
+    "There is nothing at this address. There are POST /models/{id}, /models/{id}/generate and "
+    "/models/{id}/generate_stream; these models continue texts and do not chat."
+)
 #: By code: Text Generation Inference's status and type, where it has one.
 _KINDS: dict[str, tuple[int, ErrorType]] = {
     "malformed_body": (400, "validation"),
@@ -69,6 +74,8 @@ def _render(problem: Problem, error: Exception) -> tuple[int, HuggingFaceError]:
 
 def _sentence(problem: Problem) -> str:
     """What is wrong; a field without what it is in, as Text Generation Inference names it."""
+    if problem.code == "not_found":
+        return _NOT_FOUND
     return problem.detail.removeprefix("parameters.").removeprefix("options.")
 
 

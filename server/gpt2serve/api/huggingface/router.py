@@ -34,6 +34,9 @@ from gpt2serve.api.service import Service
 from gpt2serve.api.streaming import EVENT_STREAM
 from gpt2serve.errors import InvalidRequest
 
+#: All below it that is not another route's; it is the list of models itself.
+HUGGING_FACE_PATH = "/models"
+
 _ERRORS = problem_specs(
     {
         400: "The body is not a JSON object",
@@ -191,7 +194,7 @@ def _waits(options: InferenceOptions | None, header: str | None) -> bool:
 
 def hugging_face_router() -> Router:
     return Router(
-        path="/models",
+        path=HUGGING_FACE_PATH,
         route_handlers=[infer_texts, tgi_generate, tgi_generate_stream],
         exception_handlers={Exception: hugging_face_response},
         tags=["hugging face"],
