@@ -39,10 +39,8 @@ class Engine:
         self._params = gpt2serve.SamplingParams
         self._sessions: list[Any] = []
         self._steps = Steps()
-        _remember_sessions(self._sessions)
-        if by_op:
-            _note_ops()
-        else:
+        _remember_sessions(self._sessions, by_op=by_op)
+        if not by_op:
             _watch(self._steps.spans)
         self._engine = gpt2serve.Engine(
             store,
@@ -192,31 +190,24 @@ def _watch(spans: Spans) -> None:
     spans.watch(Outbox, "flush", DELIVERY)
 
 
-def _remember_sessions(sessions: list[Any]) -> None:
-    """onnxruntime writes the times of a session's ops when it is told to, so it must be found."""
+def _remember_sessions(sessions: list[Any], *, by_op: bool) -> None:
+    """onnxruntime writes the times of a session's ops when it is told to, so it must be found.
+
+    by_op: let it note them.
+    """
     import onnxruntime
 
     original = onnxruntime.InferenceSession.__init__
 
-    def made(session: Any, *args: Any, **options: Any) -> None:
-        original(session, *args, **options)
+    def made(session: Any, model: Any, session_options: Any, **others: Any) -> None:
+        if by_op:
+            session_options.enable_profiling = True
+            prefix = str(Path(tempfile.gettempdir()) / "gpt2serve-ops")
+            session_options.profile_file_prefix = prefix
+        original(session, model, session_options, **others)
         sessions.append(session)
 
     onnxruntime.InferenceSession.__init__ = made
-
-
-def _note_ops() -> None:
-    from gpt2serve.engine import runner
-
-    original = runner._session_options
-
-    def options() -> Any:
-        made = original()
-        made.enable_profiling = True
-        made.profile_file_prefix = str(Path(tempfile.gettempdir()) / "gpt2serve-ops")
-        return made
-
-    runner._session_options = options
 
 
 def by_op(events: list[dict[str, Any]], runs: int) -> dict[str, Any]:

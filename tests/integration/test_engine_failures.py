@@ -474,7 +474,7 @@ def test_cuda_provider_that_falls_back_to_the_cpu_is_an_error(
         assert providers == ["CUDAExecutionProvider"]
         return original(path, options, providers=["CPUExecutionProvider"])
 
-    monkeypatch.setattr("gpt2serve.engine.runner.ort.InferenceSession", fallen_back)
+    monkeypatch.setattr("gpt2serve.engine.sessions.Session", fallen_back)
     with pytest.raises(DeviceUnavailable, match="CUDA"):
         Runner.load(package, read_manifest(package), device="cuda", threads=2)
 

@@ -22,7 +22,7 @@ from gpt2export.package_files import write_model
 from gpt2export.reference import Reference
 from gpt2export.runner import PackageRunner
 from gpt2export.verify import verify
-from gpt2serve.engine.runner import share_thread_pool
+from gpt2serve.engine.sessions import share_thread_pool
 from gpt2serve.package import Precision, read_manifest, verify_hashes
 from tests.conftest import export
 from tests.export_fixtures import (

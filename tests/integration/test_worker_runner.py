@@ -11,9 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from gpt2serve.engine.batch import Batch, Floats
+from gpt2serve.engine.forms import Form, Shapes, Stage
 from gpt2serve.engine.kv_cache import KVShape
 from gpt2serve.engine.memory import HostMemory
-from gpt2serve.engine.runner import Batch, Floats, Form, Runner, Shapes, Stage
+from gpt2serve.engine.runner import Runner
 from gpt2serve.errors import CorruptPackage
 from gpt2serve.package import GRAPH_FILE, package_path, read_manifest
 from tests.integration.engine_support import REAGAN, THREADS, WASHINGTON
@@ -265,5 +267,5 @@ def test_a_damaged_graph_is_not_taken_for_the_shape_of_others(
     (package / GRAPH_FILE).write_bytes(graph)
     shapes = Shapes()
     with pytest.raises(CorruptPackage, match="differs"):
-        shapes.warm(package, read_manifest(package))
+        shapes.of(package, read_manifest(package))
     assert load(sample_store, "int8", shapes).packed is False

@@ -18,7 +18,7 @@ import pytest
 
 from benchmarks.common import cli, copies, limits, model, plots, results
 from benchmarks.common.model import ROOT, Assets
-from gpt2serve.engine.runner import share_thread_pool
+from gpt2serve.engine.sessions import share_thread_pool
 from gpt2serve.package import MANIFEST_FILE
 
 SAMPLE = ROOT / "samples" / "george-washington"

@@ -128,7 +128,7 @@ def test_the_engine_knows_no_web() -> None:
 
 @pytest.mark.parametrize(
     ("package", "module"),
-    [("onnxruntime", "gpt2serve.engine.runner"), ("onnx", "gpt2serve.engine.weights")],
+    [("onnxruntime", "gpt2serve.engine.sessions"), ("onnx", "gpt2serve.engine.weights")],
 )
 def test_one_module_imports(package: str, module: str) -> None:
     users = [

@@ -13,7 +13,7 @@ import pytest
 _QUIET_THERE = ("CI", "ORT_DISABLE_TELEMETRY", "XDG_CACHE_HOME")
 
 
-@pytest.mark.parametrize("module", ["gpt2serve.engine.runner", "gpt2export.cli"])
+@pytest.mark.parametrize("module", ["gpt2serve.engine.sessions", "gpt2export.cli"])
 def test_onnxruntime_leaves_no_identifier(module: str, tmp_path: Path) -> None:
     """What it sends begins with an identifier, kept in a file in the home folder."""
     kept = {name: text for name, text in os.environ.items() if name not in _QUIET_THERE}

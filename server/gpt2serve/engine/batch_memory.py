@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 from typing import Protocol
 
+from gpt2serve.engine.batch import Batch
 from gpt2serve.engine.kv_buffers import bytes_per_token
 from gpt2serve.engine.kv_cache import NOTHING, KVPool, KVShape, kv_tokens, resized, whole_chunks
 from gpt2serve.engine.memory import HostMemory
 from gpt2serve.engine.request import Request
-from gpt2serve.engine.runner import Batch, Runner
+from gpt2serve.engine.runner import Runner
 
 
 class Shared(Protocol):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 
-from gpt2serve.engine.runner import cuda_is_available
+from gpt2serve.engine.sessions import cuda_is_available
 from gpt2serve.errors import DeviceUnavailable
 
 #: The driver's own library. It is there wherever the driver is, in containers and WSL too.

@@ -13,9 +13,11 @@ from dataclasses import dataclass
 from functools import partial
 
 from gpt2serve.engine.allocator import heap_in_use
+from gpt2serve.engine.forms import Shapes, can_be_unpacked
 from gpt2serve.engine.job_thread import JobThread
 from gpt2serve.engine.packer import Packer, PackResult, counted
-from gpt2serve.engine.runner import Runner, Shapes, can_be_unpacked, share_thread_pool
+from gpt2serve.engine.runner import Runner
+from gpt2serve.engine.sessions import share_thread_pool
 from gpt2serve.engine.store import ModelStore, Package
 
 
@@ -74,7 +76,8 @@ class Loader:
         with suppress(Exception):  # whoever asks for this very model is told
             if can_be_unpacked(package.manifest, self._device):
                 share_thread_pool(self._threads)
-                self._shapes.warm(package.path, package.manifest)
+                shape = self._shapes.of(package.path, package.manifest)
+                Runner.unpacked(package.path, package.manifest, shape).warm_up()
 
     def _load(self, package: Package) -> None:
         started, before = self._clock(), heap_in_use()

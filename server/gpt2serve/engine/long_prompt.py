@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import numpy as np
 
+from gpt2serve.engine.batch import Batch, Floats
 from gpt2serve.engine.events import PromptToken
 from gpt2serve.engine.likeliest import likeliest, log_totals
 from gpt2serve.engine.request import Request
-from gpt2serve.engine.runner import Batch, Floats, Runner
+from gpt2serve.engine.runner import Runner
 
 
 class LongPrompt:

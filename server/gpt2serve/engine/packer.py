@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from functools import partial
 
 from gpt2serve.engine.allocator import give_back, heap_in_use, keep_freed_memory
+from gpt2serve.engine.forms import Form, Stage
 from gpt2serve.engine.job_thread import Job, JobThread
-from gpt2serve.engine.runner import Form, Runner, Stage
+from gpt2serve.engine.runner import Runner
 
 NICENESS = 10
 #: A model that did nothing for that many seconds lets go of the pages of its file. Reading them

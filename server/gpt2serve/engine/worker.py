@@ -10,6 +10,7 @@ from typing import Protocol
 
 import numpy as np
 
+from gpt2serve.engine.batch import Batch, Floats
 from gpt2serve.engine.batch_memory import BatchMemory, Shared
 from gpt2serve.engine.events import PromptTokens
 from gpt2serve.engine.long_prompt import LongPrompt
@@ -17,7 +18,7 @@ from gpt2serve.engine.messages import settle
 from gpt2serve.engine.observer import Observer, StepKind
 from gpt2serve.engine.progress import Progress, Told
 from gpt2serve.engine.request import Request, Sequence
-from gpt2serve.engine.runner import Batch, Floats, Runner
+from gpt2serve.engine.runner import Runner
 from gpt2serve.engine.sampling import NO_TOKEN, BatchSampler
 from gpt2serve.engine.scheduler import Decode, Plan, Prefill, PrefillChunk, Scheduler, Score
 from gpt2serve.engine.shares import Shares
