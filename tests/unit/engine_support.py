@@ -23,10 +23,12 @@ from gpt2serve.engine.events import Done, Generation, TokenEvent
 from gpt2serve.engine.kv_cache import KVPool, KVShape
 from gpt2serve.engine.memory import HostMemory
 from gpt2serve.engine.observer import NoObserver
-from gpt2serve.engine.params import ResolvedParams
+from gpt2serve.engine.params import ResolvedParams, SamplingParams
+from gpt2serve.engine.preparation import Asked, PreparedRequest
 from gpt2serve.engine.request import Request, Times
 from gpt2serve.engine.sampling import BatchSampler
 from gpt2serve.engine.shares import Shares
+from gpt2serve.engine.store import Package
 from gpt2serve.engine.stream import Delivery, Outbox
 from gpt2serve.engine.text import clean_up
 from gpt2serve.package import (
@@ -165,29 +167,37 @@ class Recorder:
         )
 
 
+PACKAGE = Package("model", Path("model"), manifest(), local=True)
+
+
+class Letters:
+    """A tokenizer for `LETTERS`, as far as the engine thread needs one."""
+
+    token_bytes = staticmethod(token_bytes)
+
+
 def make_request(
     prompt_ids: Items[int],
     *,
-    key: str = "model",
+    package: Package = PACKAGE,
     wants_tokens: bool = False,
     stream: Any = None,
     owner: str = "",
     **params: Any,
 ) -> Request:
-    request = Request(
-        key=key,
-        model=key,
+    """`package`: of the model's version that it is for."""
+    prepared = PreparedRequest(
+        model=package.model,
         prompt="",
         prompt_ids=list(prompt_ids),
+        asked=Asked(tuple(prompt_ids), SamplingParams()),
         params=resolved(**params),
-        stream=Recorder() if stream is None else stream,
-        wants_tokens=wants_tokens,
-        times=Times(submitted=0.0),
+        package=package,
+        tokenizer=Letters(),  # type: ignore[arg-type]
         scored_together=3 if params.get("prompt_logprobs") else 0,
-        owner=owner,
     )
-    request.make_sequences((EOS,), token_bytes)
-    return request
+    stream = Recorder() if stream is None else stream
+    return Request(prepared, stream, wants_tokens, Times(submitted=0.0), owner)
 
 
 # -- a model without onnxruntime --------------------------------------------------------------
@@ -331,10 +341,7 @@ class FakeHost:
 
 def alone(request: Request, salt: int = 0) -> list[tuple[list[int], str, str]]:
     """(tokens, text, finish reason) of each sequence, by a loop that knows no batching."""
-    twin = make_request(request.prompt_ids)
-    twin.params = request.params
-    twin.sequences.clear()
-    twin.make_sequences((EOS,), token_bytes)
+    twin = Request(request.prepared, Recorder(), request.wants_tokens, Times(submitted=0.0))
     return [_continue(sequence.row, request, salt) for sequence in twin.sequences]
 
 

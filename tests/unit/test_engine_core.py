@@ -242,10 +242,10 @@ def test_a_request_that_races_with_close_still_ends(
     class Slow(module.Request):
         """Between being admitted and being handed over, the engine closes."""
 
-        def make_sequences(self, *arguments: Any) -> None:
+        def become(self, *arguments: Any) -> None:
             # From another thread, and only as long as a lock may hold it up.
             in_thread(engine.close)[0].join(0.5)
-            super().make_sequences(*arguments)
+            super().become(*arguments)
 
     monkeypatch.setattr(module, "Request", Slow)
 
@@ -666,8 +666,8 @@ def test_a_busy_model_does_not_keep_the_kv_cache_from_another(
 
     def submit(model: str, tokens: int) -> Request:
         package = engine._store.resolve(model)
-        request = make_request([2, 3, 4], key=package.key, max_tokens=tokens, min_tokens=tokens)
-        core._handle(Submit(request, package))
+        request = make_request([2, 3, 4], package=package, max_tokens=tokens, min_tokens=tokens)
+        core._handle(Submit(request))
         if core.cache.state(package.key, 0.0) == "loading":
             core._handle(LoadResult(package, 0.0, FakeRunner(), 50))
         return request

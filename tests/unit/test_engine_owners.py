@@ -95,11 +95,11 @@ def test_who_has_nothing_does_not_wait_for_the_kv_cache_of_who_has_all(
     def submit(model: str, tokens: int, owner: str) -> Request:
         package = engine._store.resolve(model)
         request = make_request(
-            [2, 3, 4], key=package.key, max_tokens=tokens, min_tokens=tokens, owner=owner
+            [2, 3, 4], package=package, max_tokens=tokens, min_tokens=tokens, owner=owner
         )
         engine._gate.admitted += 1
         engine._gate.owned[owner] += 1
-        core._handle(Submit(request, package))
+        core._handle(Submit(request))
         if core.cache.state(package.key, 0.0) == "loading":
             core._handle(LoadResult(package, 0.0, FakeRunner(), 50))
         return request
@@ -129,9 +129,9 @@ def test_two_owners_get_the_same_time_whatever_number_of_models_each_has(
     def submit(model: str, owner: str) -> None:
         package = engine._store.resolve(model)
         request = make_request(
-            [2, 3], key=package.key, max_tokens=60, min_tokens=60, owner=owner, seed=1
+            [2, 3], package=package, max_tokens=60, min_tokens=60, owner=owner, seed=1
         )
-        core._handle(Submit(request, package))
+        core._handle(Submit(request))
         if core.cache.state(package.key, 0.0) == "loading":
             core._handle(LoadResult(package, 0.0, FakeRunner(), 50))
 

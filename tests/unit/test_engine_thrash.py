@@ -95,9 +95,9 @@ class World:
 
     def _send(self, model: str) -> Request:
         package = self.packages[model]
-        request = make_request([2, 3], key=package.key, max_tokens=TOKENS, min_tokens=TOKENS)
+        request = make_request([2, 3], package=package, max_tokens=TOKENS, min_tokens=TOKENS)
         request.times.submitted = self.now
-        self.core._handle(Submit(request, package))
+        self.core._handle(Submit(request))
         return request
 
 

@@ -30,17 +30,20 @@ from gpt2serve.engine.messages import (
     Submit,
     Unload,
     Unpin,
+    Waiting,
     settle,
 )
 from gpt2serve.engine.model_cache import ModelCache
 from gpt2serve.engine.observer import EngineStats, Observer, RequestSummary
 from gpt2serve.engine.packer import PackResult
+from gpt2serve.engine.preparation import PreparedRequest
 from gpt2serve.engine.request import Request
-from gpt2serve.engine.residency import Residency, Waiting
+from gpt2serve.engine.residency import Residency
 from gpt2serve.engine.shares import Shares
 from gpt2serve.engine.store import ModelStore, Package
 from gpt2serve.engine.stream import Outbox
 from gpt2serve.engine.turns import Turns
+from gpt2serve.engine.versions import Versions
 from gpt2serve.engine.worker import ModelWorker
 from gpt2serve.errors import EngineClosed, Gpt2ServeError, RequestAborted
 from gpt2serve.settings import EngineSettings, is_url
@@ -63,7 +66,7 @@ class EngineCore:
         clock: Callable[[], float],
         on_request_ended: Callable[[Request], None],
         on_stopped: Callable[[], None],
-        prepare_again: Callable[[Waiting], Package],
+        prepare_again: Callable[[PreparedRequest], PreparedRequest],
     ) -> None:
         self.inbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
         #: Since when a model is waited for; since when the thread is on its round from inbox to
@@ -86,14 +89,8 @@ class EngineCore:
             store, device=device, threads=threads, report=self.inbox.put, clock=clock
         )
         self.fetcher = Fetcher(store, report=self.inbox.put, clock=clock)
-        self.models = Residency(
-            settings,
-            self,
-            self._loader,
-            self.fetcher,
-            report=self.inbox.put,
-            prepare_again=prepare_again,
-        )
+        versions = Versions(self.fetcher, store, prepare_again=prepare_again, report=self.inbox.put)
+        self.models = Residency(settings, self, self._loader, self.fetcher, versions)
         self._handlers: dict[type, Callable[[Any], None]] = {
             PackResult: self.models.packed,
             Submit: self.models.submit,

@@ -203,23 +203,9 @@ class Engine:
         self, prepared: PreparedRequest, stream: Stream, *, wants_tokens: bool, owner: str = ""
     ) -> Request:
         """Take a place in the queue, which the end of the request gives back."""
-        request = Request(
-            key=prepared.package.key,
-            model=prepared.model,
-            prompt=prepared.prompt,
-            prompt_ids=prepared.prompt_ids,
-            params=prepared.params,
-            stream=stream,
-            wants_tokens=wants_tokens,
-            times=Times(submitted=self._clock()),
-            asked=prepared.asked,
-            begun=prepared.begun,
-            scored_together=prepared.scored_together,
-            owner=owner,
-        )
-        manifest = prepared.package.manifest
-        request.make_sequences(manifest.eos_token_ids, prepared.tokenizer.token_bytes)
-        self._gate.admit(request, prepared.package)
+        times = Times(submitted=self._clock())
+        request = Request(prepared, stream, wants_tokens, times, owner)
+        self._gate.admit(request)
         return request
 
     # -- models ---------------------------------------------------------------------------

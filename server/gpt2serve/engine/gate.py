@@ -11,7 +11,6 @@ from typing import TypeVar
 from gpt2serve.engine.messages import Ask, Message, Submit
 from gpt2serve.engine.request import Request
 from gpt2serve.engine.shares import OF_THE_QUEUE, leaves_room
-from gpt2serve.engine.store import Package
 from gpt2serve.errors import EngineClosed, EngineNotStarted, Overloaded
 
 _T = TypeVar("_T")
@@ -71,7 +70,7 @@ class Gate:
 
     # -- requests -------------------------------------------------------------------------
 
-    def admit(self, request: Request, package: Package) -> None:
+    def admit(self, request: Request) -> None:
         """Take a place in the queue, which the end of the request gives back.
 
         Raises `Overloaded`, `EngineNotStarted` or `EngineClosed`.
@@ -84,7 +83,7 @@ class Gate:
             self._check_queue(request.owner)
             self.admitted += 1
             self.owned[request.owner] += 1
-            self._put(Submit(request, package))
+            self._put(Submit(request))
 
     def ended(self, request: Request) -> None:
         with self._all_ended:

@@ -11,6 +11,7 @@ from typing import Any
 from gpt2serve.engine.fetcher import FetchResult
 from gpt2serve.engine.loader import LoadResult
 from gpt2serve.engine.packer import PackResult
+from gpt2serve.engine.preparation import PreparedRequest
 from gpt2serve.engine.request import Request
 from gpt2serve.engine.store import Package
 from gpt2serve.errors import Gpt2ServeError
@@ -18,10 +19,14 @@ from gpt2serve.errors import Gpt2ServeError
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Submit:
-    """A request, and the package that it was prepared for."""
+    """A request, prepared for a version of its model."""
 
     request: Request
-    package: Package
+
+    @property
+    def package(self) -> Package:
+        """Of that version."""
+        return self.request.prepared.package
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,17 +43,22 @@ class Preload:
     done: Future[None] = field(default_factory=Future)
 
 
+#: What waits for a model.
+Waiting = Submit | Preload
+
+
 @dataclass(frozen=True, slots=True)
 class Renewed:
-    """A request or preload was prepared for another version than the store has: this one, now.
+    """What waited for a version that the store has no more is for this one, now.
 
-    `known` is what was known of the model when the store was asked. Without a package the
-    model is not there any more, or cannot be used.
+    known: what was known of the model's newest version when the store was asked. prepared: a
+    request, prepared again. Without a package the model is not there any more, or cannot be used.
     """
 
-    message: Submit | Preload
+    message: Waiting
     known: str | None
     package: Package | None = None
+    prepared: PreparedRequest | None = None
     error: Gpt2ServeError | None = None
 
 

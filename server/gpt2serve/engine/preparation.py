@@ -8,16 +8,21 @@ from dataclasses import dataclass
 from gpt2serve.engine.defaults import resolve
 from gpt2serve.engine.kv_buffers import bytes_per_token
 from gpt2serve.engine.kv_cache import kv_tokens, prompt_room, rectangle, scored_together
-from gpt2serve.engine.messages import Preload
 from gpt2serve.engine.params import ResolvedParams, SamplingParams
 from gpt2serve.engine.prompts import Prompt, tokenise
-from gpt2serve.engine.request import Asked
-from gpt2serve.engine.residency import Waiting
 from gpt2serve.engine.store import ModelStore, Package
 from gpt2serve.engine.tokenizer import Tokenizer, TokenizerCache
 from gpt2serve.errors import CorruptPackage, Gpt2ServeError, ModelTooLarge, PackageReplaced
 from gpt2serve.package import Manifest
 from gpt2serve.settings import EngineSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a caller asked for, to prepare it again should the model be published again."""
+
+    prompt: Prompt
+    params: SamplingParams
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +41,7 @@ class PreparedRequest:
     begun: bytes = b""
     #: How many of `prompt_ids` are the model's prefix, which comes first.
     prefix_tokens: int = 0
-    #: Places of the prompt that are scored in one step.
+    #: Places of the prompt that are scored in one step; 0 if none are to be.
     scored_together: int = 0
 
     @property
@@ -94,6 +99,11 @@ class Preparation:
             scored_together=self._fit_kv_cache(manifest, len(ids), resolved),
         )
 
+    def prepare_again(self, prepared: PreparedRequest) -> PreparedRequest:
+        """The same, for the version that the store has now. Raises what `prepare` raises."""
+        asked = prepared.asked
+        return self.prepare(prepared.model, asked.prompt, asked.params)
+
     def _with_tokenizer(self, model: str) -> tuple[Package, Tokenizer]:
         package = self._store.resolve(model)
         try:
@@ -145,20 +155,3 @@ class Preparation:
             f"The request needs {needed:,} bytes of KV cache and there are {budget:,}; ask for "
             "fewer or shorter sequences, or raise --kv-cache-bytes."
         )
-
-    def prepare_again(self, message: Waiting) -> Package:
-        """The package that the store has for it now. Changes the request to one for that."""
-        if isinstance(message, Preload):
-            return self._store.resolve(message.package.model)
-        request = message.request
-        assert request.asked is not None  # noqa: S101
-        prepared = self.prepare(request.model, request.asked.prompt, request.asked.params)
-        request.key = prepared.package.key
-        request.prompt, request.begun = prepared.prompt, prepared.begun
-        request.prompt_ids = prepared.prompt_ids
-        request.params = prepared.params
-        request.scored_together = prepared.scored_together
-        request.sequences.clear()
-        manifest = prepared.package.manifest
-        request.make_sequences(manifest.eos_token_ids, prepared.tokenizer.token_bytes)
-        return prepared.package

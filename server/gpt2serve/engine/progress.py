@@ -62,7 +62,7 @@ class Progress:
         params = request.params
         generation = Generation(
             index=sequence.index,
-            text=(request.prompt if params.return_full_text else "") + sequence.text.text,
+            text=(request.prepared.prompt if params.return_full_text else "") + sequence.text.text,
             finish_reason=reason,
             tokens=sequence.tokens,
             seed=sequence.row.seed,

@@ -1,19 +1,19 @@
-"""A request and its sequences: plain data that the engine thread owns."""
+"""A request and its sequences: plain data. Once submitted, the engine thread owns it."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from gpt2serve.engine.events import FinishReason, Timing, Token
 from gpt2serve.engine.kv_cache import prompt_room
-from gpt2serve.engine.params import ResolvedParams, SamplingParams
-from gpt2serve.engine.prompts import Prompt
+from gpt2serve.engine.params import ResolvedParams
+from gpt2serve.engine.preparation import PreparedRequest
 from gpt2serve.engine.randomness import sequence_seed
 from gpt2serve.engine.sampling_row import SamplingRow, bias_of
 from gpt2serve.engine.text import TextStream
+from gpt2serve.engine.top_k import Floats, Ids
 
 if TYPE_CHECKING:
     from gpt2serve.engine.stream import Stream
@@ -45,14 +45,6 @@ class Times:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """What a caller asked for, to prepare it again should the model be published again."""
-
-    prompt: Prompt
-    params: SamplingParams
-
-
 @dataclass(eq=False, slots=True)
 class Sequence:
     """One continuation of a request's prompt."""
@@ -81,26 +73,19 @@ class Sequence:
 
 @dataclass(eq=False, slots=True)
 class Request:
-    """What the engine works on. `key` names the model's version that it was prepared for.
+    """What the engine works on. `owner` is whom it is for, "" if nobody in particular.
 
-    `prompt` is the text that `prompt_ids` stand for, without the bytes of a character that
-    is only `begun` at its end. `owner` is whom the request is for, "" if nobody in particular.
+    `prepared` is all of it that depends on the model's version; `become` changes that.
     """
 
-    key: str
-    model: str
-    prompt: str
-    prompt_ids: list[int]
-    params: ResolvedParams
+    prepared: PreparedRequest
     stream: Stream
     wants_tokens: bool
     times: Times
-    asked: Asked | None = None
-    begun: bytes = b""
-    #: Places of the prompt that are scored in one step; 0 if none are to be.
-    scored_together: int = 0
     owner: str = ""
-    sequences: list[Sequence] = field(default_factory=list)
+    #: Those of `prepared`, which are looked at for each token.
+    params: ResolvedParams = field(init=False)
+    sequences: list[Sequence] = field(init=False)
     completion_tokens: int = 0
     #: When `max_time` is over, on the engine's clock.
     deadline: float = math.inf
@@ -108,9 +93,39 @@ class Request:
     #: The one end that every request has has been told.
     ended: bool = False
 
+    def __post_init__(self) -> None:
+        self.become(self.prepared)
+
+    def become(self, prepared: PreparedRequest) -> None:
+        """Be the same request, prepared for this version. Only before it begins."""
+        self.prepared = prepared
+        self.params = prepared.params
+        bias = bias_of(prepared.params.logit_bias)
+        self.sequences = [
+            _sequence(self, index, bias) for index in range(prepared.params.sequences)
+        ]
+
+    @property
+    def key(self) -> str:
+        """Names the model's version."""
+        return self.prepared.package.key
+
+    @property
+    def model(self) -> str:
+        return self.prepared.model
+
+    @property
+    def prompt_ids(self) -> list[int]:
+        return self.prepared.prompt_ids
+
+    @property
+    def scored_together(self) -> int:
+        """Places of the prompt that are scored in one step; 0 if none are to be."""
+        return self.prepared.scored_together
+
     @property
     def prompt_length(self) -> int:
-        return len(self.prompt_ids)
+        return len(self.prepared.prompt_ids)
 
     @property
     def max_length(self) -> int:
@@ -138,30 +153,27 @@ class Request:
         if self.params.max_time is not None:
             self.deadline = now + self.params.max_time
 
-    def make_sequences(
-        self, eos_token_ids: tuple[int, ...], token_bytes: Callable[[int], bytes]
-    ) -> None:
-        params = self.params
-        bias = bias_of(params.logit_bias)
-        for index in range(params.sequences):
-            row = SamplingRow(
-                do_sample=params.do_sample,
-                temperature=params.temperature,
-                top_k=params.top_k,
-                top_p=params.top_p,
-                repetition_penalty=params.repetition_penalty,
-                no_repeat_ngram_size=params.no_repeat_ngram_size,
-                min_tokens=params.min_tokens,
-                seed=sequence_seed(params.seed, index),
-                eos_token_ids=() if params.ignore_eos else eos_token_ids,
-                wants_logprob=self.wants_tokens or params.details,
-                history=list(self.prompt_ids),
-                min_p=params.min_p,
-                typical_p=params.typical_p,
-                presence_penalty=params.presence_penalty,
-                frequency_penalty=params.frequency_penalty,
-                bias=bias,
-                top_logprobs=params.top_logprobs,
-            )
-            text = TextStream(token_bytes, params.stop, begun=self.begun)
-            self.sequences.append(Sequence(self, index, row, text))
+
+def _sequence(request: Request, index: int, bias: tuple[Ids, Floats] | None) -> Sequence:
+    prepared, params = request.prepared, request.params
+    row = SamplingRow(
+        do_sample=params.do_sample,
+        temperature=params.temperature,
+        top_k=params.top_k,
+        top_p=params.top_p,
+        repetition_penalty=params.repetition_penalty,
+        no_repeat_ngram_size=params.no_repeat_ngram_size,
+        min_tokens=params.min_tokens,
+        seed=sequence_seed(params.seed, index),
+        eos_token_ids=() if params.ignore_eos else prepared.package.manifest.eos_token_ids,
+        wants_logprob=request.wants_tokens or params.details,
+        history=list(prepared.prompt_ids),
+        min_p=params.min_p,
+        typical_p=params.typical_p,
+        presence_penalty=params.presence_penalty,
+        frequency_penalty=params.frequency_penalty,
+        bias=bias,
+        top_logprobs=params.top_logprobs,
+    )
+    text = TextStream(prepared.tokenizer.token_bytes, params.stop, begun=prepared.begun)
+    return Sequence(request, index, row, text)

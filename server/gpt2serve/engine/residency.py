@@ -7,24 +7,33 @@ Part of the engine thread.
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable
-from concurrent.futures import Future
+from collections.abc import Iterable
 from dataclasses import replace
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 from gpt2serve.engine.fetcher import Fetcher, FetchResult
 from gpt2serve.engine.loader import Loader, LoadResult
-from gpt2serve.engine.messages import Changed, Preload, Renewed, Submit, Unload, Unpin, settle
+from gpt2serve.engine.messages import (
+    Changed,
+    Preload,
+    Renewed,
+    Submit,
+    Unload,
+    Unpin,
+    Waiting,
+)
 from gpt2serve.engine.model_cache import EvictReason, ModelCache, RetireReason, State
 from gpt2serve.engine.packer import PackResult
 from gpt2serve.engine.packing import Packing
+from gpt2serve.engine.remember import remember
 from gpt2serve.engine.request import Request
 from gpt2serve.engine.store import Package
+from gpt2serve.engine.unloads import Unloads
+from gpt2serve.engine.versions import Versions
 from gpt2serve.engine.worker import Host, ModelWorker
 from gpt2serve.errors import (
     EngineClosed,
     Gpt2ServeError,
-    ModelLoadFailed,
     ModelNotFound,
     ModelUnavailable,
     NotOnDisk,
@@ -34,14 +43,11 @@ from gpt2serve.errors import (
 )
 from gpt2serve.settings import EngineSettings
 
-#: Models of which it is remembered when they were used, or which version is the newest.
+#: Models of which it is remembered when they were used.
 REMEMBERED = 10_000
 
 #: A fetch or load that fails so may have met a version that is not the newest any more.
 _MAY_BE_OUTDATED = (PackageError, PackageReplaced, ModelNotFound)
-
-Waiting = Submit | Preload
-_T = TypeVar("_T")
 
 
 class ModelHost(Host, Protocol):
@@ -63,18 +69,13 @@ class Residency:
         host: ModelHost,
         loader: Loader,
         fetcher: Fetcher,
-        *,
-        report: Callable[[Renewed], None],
-        prepare_again: Callable[[Waiting], Package],
+        versions: Versions,
     ) -> None:
-        """prepare_again: makes a message one for the version that the store has now, and returns
-        its package; called in a thread of the fetcher, as `report` is."""
         self._settings = settings
         self._host = host
         self._loader = loader
         self._fetcher = fetcher
-        self._report = report
-        self._prepare_again = prepare_again
+        self._versions = versions
         self.cache = ModelCache(
             settings.model_cache_bytes,
             retry_min=settings.load_retry_min,
@@ -89,17 +90,13 @@ class Residency:
         self._waiting: dict[str, list[Waiting]] = {}
         #: Held back while a colder model has waited too long for room.
         self._held_back: deque[Submit] = deque()
-        #: Whose package was replaced, while the store is asked for the new one.
-        self._renewing: list[Waiting] = []
         #: Ids of models that are to stay in memory, whatever their version.
         self.pins: set[str] = set()
-        #: By id: the newest version's key, of models that changed; None if it was deleted.
-        self._newest: OrderedDict[str, str | None] = OrderedDict()
         #: Versions of pinned models, by the key of the version that is to take their place.
         self._outgoing: dict[str, list[str]] = {}
         #: Keys that were fetched once more, as their files had gone from the disk.
         self._fetched_again: set[str] = set()
-        self._unloads: list[tuple[set[str], Future[None]]] = []
+        self._unloads = Unloads()
         self._last_used: OrderedDict[str, float] = OrderedDict()
         self._expire_at = 0.0
         self._stopped = False
@@ -137,7 +134,7 @@ class Residency:
         if isinstance(message, Submit) and message.request.cancelled:
             self._host.refuse(message, RequestAborted("The request was cancelled."))
         elif self._is_outdated(message.package):
-            self._renew(message)
+            self._versions.renew(message)
         elif isinstance(message, Submit) and message.package.key in self._to_hold_back():
             self._held_back.append(message)
         else:
@@ -154,7 +151,7 @@ class Residency:
         self._packages.setdefault(key, package)
         if isinstance(message, Submit):
             self._host.observer.on_model_wanted(package.model, hit=state is State.RESIDENT)
-            _remember(self._last_used, package.model, now)
+            remember(self._last_used, package.model, now, most=REMEMBERED)
         else:
             self._take_back_unload(key)
         if state is State.RESIDENT:
@@ -284,7 +281,7 @@ class Residency:
             error.__cause__ = cause
         for message in waiting:
             if isinstance(cause, _MAY_BE_OUTDATED):
-                self._renew(message, error)
+                self._versions.renew(message, error)
             else:
                 self._host.refuse(message, error)
 
@@ -300,11 +297,7 @@ class Residency:
         del self._packages[key]
         self._fetcher.drop(key)
         self._fetched_again.discard(key)
-        for keys, done in list(self._unloads):
-            keys.discard(key)
-            if not keys:
-                self._unloads.remove((keys, done))
-                settle(done)
+        self._unloads.gone(key)
 
     # -- versions -------------------------------------------------------------------------
 
@@ -312,7 +305,7 @@ class Residency:
         """The store has another version of a model, or has it no more."""
         model, package = change.model, change.package
         new = package.key if package is not None else None
-        _remember(self._newest, model, new)
+        self._versions.changed(model, new)
         if new is not None:
             self._reinstate(new)
         old = [key for key in self._keys_of(model) if key != new]
@@ -329,21 +322,23 @@ class Residency:
 
     def renewed(self, result: Renewed) -> None:
         message, package = result.message, result.package
-        self._renewing.remove(message)
+        self._versions.renewed(result)
         if package is None:
             assert result.error is not None  # noqa: S101
             self._host.refuse(message, result.error)
             return
-        if self._newest.get(package.model) == result.known and self._is_outdated(package):
-            # The store was asked after what is known here: this version is the newest after all.
-            self._newest.pop(package.model, None)
-            self._reinstate(package.key)
-        self.submit(replace(message, package=package))
+        if self._is_outdated(package) and self._versions.confirm(package.model, result.known):
+            self._reinstate(package.key)  # it is the newest after all
+        if isinstance(message, Preload):
+            message = replace(message, package=package)
+        elif result.prepared is not None:
+            message.request.become(result.prepared)
+        self.submit(message)
 
     def _is_outdated(self, package: Package) -> bool:
         entry = self.cache.get(package.key)
         retired = entry is not None and entry.retired
-        return retired or self._newest.get(package.model, package.key) != package.key
+        return retired or self._versions.is_outdated(package)
 
     def _reinstate(self, key: str) -> None:
         """A version that was retired is published again."""
@@ -351,38 +346,13 @@ class Residency:
         if entry is not None and entry.retired:
             self.cache.reinstate(key)
 
-    def _renew(self, message: Waiting, error: Gpt2ServeError | None = None) -> None:
-        """Prepare it again for the model's newest version.
-
-        With an `error` that version must be another one, or the error is the end of it.
-        """
-        model, before = message.package.model, message.package.manifest
-        known = self._newest.get(model)
-        self._renewing.append(message)
-
-        def renew() -> None:
-            try:
-                package = self._prepare_again(message)
-                if error is not None and package.manifest == before:
-                    raise error
-            except Gpt2ServeError as failure:
-                self._report(Renewed(message, known, error=failure))
-            except Exception as failure:
-                problem = ModelLoadFailed(f"The model could not be read: {failure}")
-                problem.__cause__ = failure
-                self._report(Renewed(message, known, error=problem))
-            else:
-                self._report(Renewed(message, known, package))
-
-        self._fetcher.aside(renew)
-
     def _retire(self, key: str, reason: RetireReason) -> None:
         entry = self.cache.get(key)
         if entry is not None and not entry.has_memory:
             # It would be fetched or loaded only to be replaced.
             for message in self._waiting.pop(key, []):
                 self.cache.release(key, self._host.clock())
-                self._renew(message)
+                self._versions.renew(message)
         self.cache.retire(key, reason)
 
     def _retire_outgoing(self) -> bool:
@@ -414,11 +384,7 @@ class Residency:
         self.pins.discard(order.model)
         for key in self._keys_of(order.model):
             self.cache.unload(key)
-        left = set(self._keys_of(order.model))
-        if left:
-            self._unloads.append((left, order.done))
-        else:
-            settle(order.done)
+        self._unloads.add(self._keys_of(order.model), order.done)
         self.advance()
 
     def _take_back_unload(self, key: str) -> None:
@@ -427,10 +393,7 @@ class Residency:
         if entry is None or entry.leaving != "unload":
             return
         self.cache.reinstate(key)
-        for keys, done in list(self._unloads):
-            if key in keys:
-                self._unloads.remove((keys, done))
-                settle(done, RequestAborted("The model was asked to be loaded again."))
+        self._unloads.take_back(key)
 
     def expire(self) -> bool:
         """Evict what was not used for `model_ttl`; False if there is nothing to evict yet.
@@ -461,18 +424,18 @@ class Residency:
 
     def abort(self, error: EngineClosed) -> None:
         """End all who wait."""
-        held = [*self._renewing, *self._held_back]
-        for message in held + [m for waiting in self._waiting.values() for m in waiting]:
+        coming = [m for waiting in self._waiting.values() for m in waiting]
+        for message in [*self._versions.renewing, *self._held_back, *coming]:
             self._host.refuse(message, error)
-        loading = [done for worker in self.workers.values() for done in worker.when_packed]
-        for done in loading + [done for _, done in self._unloads]:
-            settle(done, error)
+        for worker in self.workers.values():
+            worker.tell_packed(error)
+        self._unloads.abort(error)
 
     @property
     def requests_waiting(self) -> int:
         """Requests whose model is not there yet, or that are held back."""
         waiting = sum(map(len, self._waiting.values()))
-        return waiting + len(self._held_back) + len(self._renewing)
+        return waiting + len(self._held_back) + len(self._versions.renewing)
 
     def package_of(self, key: str) -> Package:
         """Of a model that the cache knows."""
@@ -498,10 +461,3 @@ class Residency:
             entry = self.cache.get(key)
             assert entry is not None and entry.leases >= len(waiting) > 0, key  # noqa: S101, PT018
             assert entry.state is not State.RESIDENT, key  # noqa: S101
-
-
-def _remember(memory: OrderedDict[str, _T], model: str, value: _T) -> None:
-    memory[model] = value
-    memory.move_to_end(model)
-    if len(memory) > REMEMBERED:
-        memory.popitem(last=False)

@@ -104,9 +104,10 @@ class ModelWorker:
         """Whether nobody waits for a first token."""
         return not self.scheduler.waiting and self.scheduler.long is None
 
-    def tell_packed(self) -> None:
+    def tell_packed(self, error: Gpt2ServeError | None = None) -> None:
+        """It is packed, or need not be any more; or it never will be, for this reason."""
         while self.when_packed:
-            settle(self.when_packed.pop())
+            settle(self.when_packed.pop(), error)
 
     def add(self, request: Request) -> None:
         self.scheduler.add(request)
