@@ -12,6 +12,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
 
+from gpt2serve.engine.remember import remember
 from gpt2serve.engine.sessions import Session, open_session
 from gpt2serve.engine.weights import Graph, MappedFile, WeightInput, in_parts, unpacked
 from gpt2serve.errors import CorruptPackage
@@ -78,14 +79,13 @@ class Shapes:
     def of(self, package: Path, manifest: Manifest) -> Shape:
         """Raises `CorruptPackage`, or what onnx and onnxruntime raise for what is no graph."""
         key = manifest.files[GRAPH_FILE].sha256
-        if key not in self._known:
+        shape = self._known.get(key)
+        if shape is None:
             model = (package / GRAPH_FILE).read_bytes()
             # Whatever checked the package: all models that name this hash will compute with it.
             if hashlib.sha256(model).hexdigest() != key:
                 raise CorruptPackage(f"{package}: {GRAPH_FILE} differs from the manifest's sha256.")
             graph = unpacked(model)
-            self._known[key] = Shape(open_session(graph.model, "cpu"), graph, in_parts(model))
-            if len(self._known) > REMEMBERED:
-                self._known.popitem(last=False)
-        self._known.move_to_end(key)
-        return self._known[key]
+            shape = Shape(open_session(graph.model, "cpu"), graph, in_parts(model))
+        remember(self._known, key, shape, most=REMEMBERED)
+        return shape

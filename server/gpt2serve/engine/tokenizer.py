@@ -13,6 +13,7 @@ from pathlib import Path
 
 import tokenizers
 
+from gpt2serve.engine.remember import remember
 from gpt2serve.errors import CorruptPackage, InvalidRequest
 from gpt2serve.package import sha256_of
 
@@ -107,8 +108,5 @@ class TokenizerCache:
                     raise CorruptPackage(
                         f"{path} differs from the manifest's sha256; export the model again."
                     )
-                self._by_hash[sha256] = tokenizer
-                if len(self._by_hash) > REMEMBERED:
-                    self._by_hash.popitem(last=False)
-            self._by_hash.move_to_end(sha256)
+            remember(self._by_hash, sha256, tokenizer, most=REMEMBERED)
             return tokenizer

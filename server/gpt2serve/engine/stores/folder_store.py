@@ -9,6 +9,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from gpt2serve.engine.remember import remember
 from gpt2serve.engine.stores.backend import Described, Package, Progress, Seen
 from gpt2serve.engine.stores.finder import card_in
 from gpt2serve.errors import (
@@ -144,10 +145,7 @@ class FolderStore:
                 return
         _verify_files(package.path, package.manifest)
         with self._lock:
-            self._verified[package.key] = files
-            self._verified.move_to_end(package.key)
-            while len(self._verified) > REMEMBERED:
-                self._verified.popitem(last=False)
+            remember(self._verified, package.key, files, most=REMEMBERED)
 
     def _was_replaced(self, package: Package) -> bool:
         try:

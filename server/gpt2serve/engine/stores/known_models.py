@@ -6,6 +6,7 @@ import threading
 from collections import OrderedDict
 from dataclasses import dataclass, field
 
+from gpt2serve.engine.remember import remember
 from gpt2serve.engine.stores.backend import Package, Seen
 from gpt2serve.errors import PackageError, StoreUnavailable
 
@@ -67,6 +68,4 @@ class KnownModels:
         self._models.pop(model, None)
         self._others.pop(model, None)
         kept = self._models if isinstance(known.answer, Seen) else self._others
-        kept[model] = known
-        while len(kept) > REMEMBERED:
-            kept.popitem(last=False)
+        remember(kept, model, known, most=REMEMBERED)
