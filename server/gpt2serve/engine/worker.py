@@ -33,6 +33,20 @@ class Host(Shared, Told, Protocol):
     shares: Shares
 
 
+@dataclass(frozen=True, slots=True)
+class StepWork:
+    """Whom a step is for, as it is before the step: some have ended after it.
+
+    sequences: of all requests, those that go on. rows: what the graph computes, by owner; a prompt
+    is one row, however many sequences it is for.
+    """
+
+    kind: StepKind
+    requests: list[Request]
+    sequences: int
+    rows: Counter[str]
+
+
 @dataclass(slots=True)
 class StepOutput:
     """Logits [rows, vocabulary] of the sequences that get a token from this step."""
@@ -121,9 +135,7 @@ class ModelWorker:
                 self.starved_since = started
             return False
         self.starved_since = None
-        concerned = self._concerned(plan)
-        rows = sum(len(request.unfinished) for request in concerned)
-        owners = self._owners(plan, concerned)
+        work = self._work(plan)
         try:
             output = self._run(plan, started)
             if output is not None:
@@ -131,18 +143,11 @@ class ModelWorker:
         except Exception as error:
             failure = StepFailed(f"The model failed while generating: {error}")
             failure.__cause__ = error
-            self._drop([r for r in concerned if not r.ended], failure)
+            self._drop([request for request in work.requests if not request.ended], failure)
         # All that ended leave at once: nothing is moved that is about to leave, too.
         self._leave([s for s in self.scheduler.running if s.finish_reason is not None])
         self._give_back_memory()
-        seconds = self._host.clock() - started
-        self.virtual_time += virtual_seconds(seconds, rows)
-        self._host.shares.charge(owners, seconds)
-        if not self._has_run:
-            self._has_run = True
-            self._host.observer.on_first_run(concerned[0].model, seconds)
-        kind: StepKind = "decode" if isinstance(plan, Decode) else "prefill"
-        self._host.observer.on_step(kind, rows, seconds)
+        self._account(work, self._host.clock() - started)
         return True
 
     def cancel(self, request: Request, error: Gpt2ServeError) -> None:
@@ -158,20 +163,29 @@ class ModelWorker:
 
     # -- run ------------------------------------------------------------------------------
 
-    def _concerned(self, plan: Plan) -> list[Request]:
+    def _work(self, plan: Plan) -> StepWork:
         match plan:
             case Decode():
-                return list(dict.fromkeys(s.request for s in self.scheduler.running))
+                computed = [sequence.request for sequence in self.scheduler.running]
             case Prefill(requests):
-                return requests
+                computed = requests
             case PrefillChunk(request) | Score(request):
-                return [request]
+                computed = [request]
+        requests = list(dict.fromkeys(computed))
+        return StepWork(
+            "decode" if isinstance(plan, Decode) else "prefill",
+            requests,
+            sequences=sum(len(request.unfinished) for request in requests),
+            rows=Counter(request.owner for request in computed),
+        )
 
-    def _owners(self, plan: Plan, concerned: list[Request]) -> Counter[str]:
-        """Rows that the step computes, by owner."""
-        if isinstance(plan, Decode):
-            return Counter(sequence.request.owner for sequence in self.scheduler.running)
-        return Counter(request.owner for request in concerned)
+    def _account(self, work: StepWork, seconds: float) -> None:
+        self.virtual_time += virtual_seconds(seconds, work.sequences)
+        self._host.shares.charge(work.rows, seconds)
+        if not self._has_run:
+            self._has_run = True
+            self._host.observer.on_first_run(work.requests[0].model, seconds)
+        self._host.observer.on_step(work.kind, work.sequences, seconds)
 
     def _run(self, plan: Plan, now: float) -> StepOutput | None:
         match plan:
