@@ -17,7 +17,7 @@ from typing import Any
 from benchmarks.fleet.answers import processes
 from benchmarks.fleet.questions import Case, replicas_needed
 from benchmarks.fleet.times import ServerTimes
-from gpt2serve.settings import parse_size
+from gpt2serve.sizes import parse_size
 
 #: So many requests at least, for a p99.
 REQUESTS = 5_000

@@ -28,7 +28,7 @@ from benchmarks.fleet.replica import Settings
 from benchmarks.fleet.times import ServerTimes
 from gpt2serve.errors import SettingsError
 from gpt2serve.package import package_path, read_manifest
-from gpt2serve.settings import parse_size
+from gpt2serve.sizes import parse_size
 
 _EXAMPLES = """\
   python -m benchmarks.fleet --quick

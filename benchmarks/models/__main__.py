@@ -22,7 +22,7 @@ from benchmarks.common.measuring import say
 from benchmarks.common.model import prepare
 from benchmarks.models import library, measure, plan, report
 from benchmarks.models.serving import Load
-from gpt2serve.settings import memory_limit
+from gpt2serve.sizes import memory_limit
 
 CLIFF = "cliff"
 QUICK_RATIOS, QUICK_TRAFFICS = (1.0, 4.0), (plan.ZIPF, plan.SCAN)

@@ -20,7 +20,7 @@ from gpt2export.errors import ExportError, StoreError, UsageError
 from gpt2export.hub import patterns
 from gpt2export.share import Share, parse_share
 from gpt2export.sources import CONFIG_FILE
-from gpt2serve.package import MANIFEST_FILE, VARIANTS, variant_name
+from gpt2serve.package import MANIFEST_FILE, VARIANTS, allows_http, variant_name
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore
@@ -55,20 +55,12 @@ def connect(url: str) -> ObjectStore:
     options: Any = {
         "timeout": _TIMEOUT,
         "connect_timeout": _CONNECT_TIMEOUT,
-        "allow_http": _allows_http(),
+        "allow_http": allows_http(url, os.environ),
     }
     try:
         return obstore.store.from_url(url, client_options=options)
     except Exception as error:  # obstore raises many kinds for what is no store
         raise UsageError(f"{url} is no bucket: {_first_line(error)}") from error
-
-
-def _allows_http() -> bool:
-    """As for the server: an endpoint that is written with http:// is meant so."""
-    endpoints = ("AWS_ENDPOINT", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3")
-    return any(os.environ.get(name, "").startswith("http://") for name in endpoints) or (
-        os.environ.get("AWS_ALLOW_HTTP", "").lower() in ("1", "true", "yes", "on")
-    )
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import mmap
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -49,6 +49,10 @@ _PART = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
 MODEL_NAME_PATTERN = f"^{_PART}$"
 MODEL_ID_PATTERN = f"^{_PART}(/{_PART})?$"
 _MODEL_ID = re.compile(f"{_PART}(?:/{_PART})?")
+
+#: Where obstore looks for the address of a server that is not the provider's own, and for leave.
+_ENDPOINTS = ("AWS_ENDPOINT", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AZURE_STORAGE_ENDPOINT")
+_ALLOW_HTTP = ("AWS_ALLOW_HTTP", "AZURE_ALLOW_HTTP", "GOOGLE_ALLOW_HTTP")
 
 
 class Dimensions(msgspec.Struct, frozen=True, kw_only=True):
@@ -174,6 +178,17 @@ def package_path(store: Path, model: str, target: str, precision: str) -> Path:
     return store / check_model_id(model) / variant_name(target, precision)
 
 
+def allows_http(url: str, environment: Mapping[str, str]) -> bool:
+    """Whether packages at `url` may be reached without TLS: somebody has written so.
+
+    obstore reads these variables by itself only where nothing else is set for its client.
+    """
+    addresses = (url, *(environment.get(name, "") for name in _ENDPOINTS))
+    return any(address.startswith("http://") for address in addresses) or any(
+        environment.get(name, "").lower() in ("1", "true", "yes", "on") for name in _ALLOW_HTTP
+    )
+
+
 def sha256_of(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -294,6 +309,7 @@ __all__ = [
     "Precision",
     "Source",
     "Target",
+    "allows_http",
     "check_model_id",
     "checksum_of",
     "decode_manifest",

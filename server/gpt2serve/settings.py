@@ -10,25 +10,21 @@ from __future__ import annotations
 import hmac
 import math
 import os
-import re
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import msgspec
 
+from gpt2serve import package
 from gpt2serve.errors import SettingsError
 from gpt2serve.origins import check_origins
 from gpt2serve.package import Precision
+from gpt2serve.sizes import disk_size, parse_size
 
 ENVIRONMENT_PREFIX = "GPT2SERVE_"
 
-_UNITS = {"": 1, "B": 1}
-_UNITS |= {f"{prefix}iB": 1024**power for power, prefix in enumerate("KMGT", start=1)}
-_UNITS |= {f"{prefix}B": 1000**power for power, prefix in enumerate("kMGT", start=1)}
-_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z%]*)\s*")
-
+_Settings = TypeVar("_Settings", bound=msgspec.Struct)
 
 #: Fewer characters can be guessed.
 SHORTEST_ADMIN_KEY = 16
@@ -133,67 +129,20 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     cors_origins: tuple[str, ...] = ()
 
 
-def parse_size(text: str, *, total_memory: int | None = None) -> int:
-    """Bytes of '512MiB', '8GiB', '2GB', '1048576' or of a share of memory, '50%'.
-
-    `total_memory` is what the share is of, if not of the memory that there is.
-    Raises `SettingsError`.
-    """
-    match = _SIZE.fullmatch(text)
-    if match:
-        number, unit = float(match[1]), match[2]
-        if unit == "%":
-            if 0 < number <= 100:
-                return int((total_memory or memory_limit()) * number / 100)
-        elif unit in _UNITS and number * _UNITS[unit] >= 1:
-            return int(number * _UNITS[unit])
-    raise SettingsError(f"{text!r} is not a size: write 512MiB, 8GiB, or a share such as 50%.")
-
-
-def memory_limit() -> int:
-    """Memory that this process may use: the container's limit, else the machine's, in bytes."""
-    machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    limits = [machine]
-    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        try:
-            limits.append(int(Path(path).read_text()))
-        except (OSError, ValueError):
-            continue
-    return min(limits)
-
-
 def is_url(store: str) -> bool:
     """Whether `store` names a URL, not a folder."""
     return "://" in store
 
 
-#: Where obstore looks for the address of a server that is not the provider's own.
-_ENDPOINTS = ("AWS_ENDPOINT", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AZURE_STORAGE_ENDPOINT")
-_ALLOW_HTTP = ("AWS_ALLOW_HTTP", "AZURE_ALLOW_HTTP", "GOOGLE_ALLOW_HTTP")
-
-
-def allows_http(url: str, source: Mapping[str, str] | None = None) -> bool:
-    """Whether the store may be reached without TLS: somebody has written so.
-
-    obstore reads these variables by itself only where nothing else is set for its client.
-    """
-    source = os.environ if source is None else source
-    addresses = (url, *(source.get(name, "") for name in _ENDPOINTS))
-    return any(address.startswith("http://") for address in addresses) or any(
-        source.get(name, "").lower() in ("1", "true", "yes", "on") for name in _ALLOW_HTTP
-    )
+def allows_http(url: str) -> bool:
+    """Whether the store at `url` may be reached without TLS, as the environment says."""
+    return package.allows_http(url, os.environ)
 
 
 def default_disk_cache(source: Mapping[str, str] | None = None) -> Path:
     """`$XDG_CACHE_HOME/gpt2serve`, or `~/.cache/gpt2serve`."""
     base = (os.environ if source is None else source).get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "gpt2serve"
-
-
-def disk_size(folder: Path) -> int:
-    """Bytes of the disk that `folder` is on, or will be on once it is made."""
-    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    return shutil.disk_usage(existing).total
 
 
 def environment(source: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -221,11 +170,6 @@ def otlp_protocol(source: Mapping[str, str] | None = None) -> str:
     source = os.environ if source is None else source
     names = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
     return next((source[name] for name in names if source.get(name)), OTLP_PROTOCOL)
-
-
-def cpu_count() -> int:
-    """Cores that this process may run on."""
-    return len(os.sched_getaffinity(0))
 
 
 #: The only one that traces are sent with.
@@ -259,13 +203,7 @@ def engine_settings(
         "disk_cache_bytes": _disk_bytes(disk_cache_bytes, folder),
         **options,
     }
-    unknown = values.keys() - set(EngineSettings.__struct_fields__)
-    if unknown:
-        raise SettingsError(f"There is no setting {', '.join(sorted(unknown))}.")
-    try:
-        settings = msgspec.convert(values, EngineSettings, strict=False, dec_hook=_made)
-    except msgspec.ValidationError as error:
-        raise SettingsError(str(error)) from error
+    settings = _converted(values, EngineSettings)
     for field, low in (
         ("max_batch_size", 1),
         ("max_queue", 1),
@@ -290,13 +228,7 @@ def server_settings(
     """`ServerSettings` from what people write. Raises `SettingsError`."""
     if max_body_bytes is not None:
         options["max_body_bytes"] = _bytes(max_body_bytes)
-    unknown = options.keys() - set(ServerSettings.__struct_fields__)
-    if unknown:
-        raise SettingsError(f"There is no setting {', '.join(sorted(unknown))}.")
-    try:
-        settings = msgspec.convert(options, ServerSettings, strict=False, dec_hook=_made)
-    except msgspec.ValidationError as error:
-        raise SettingsError(str(error)) from error
+    settings = _converted(options, ServerSettings)
     if not 0 <= settings.port <= 65535:
         raise SettingsError("port must be between 0 and 65535.")
     _check_seconds(settings, ("drain_delay", "drain_seconds"))
@@ -306,6 +238,17 @@ def server_settings(
     if settings.admin_key is not None:
         read_admin_key(settings)
     return settings
+
+
+def _converted(values: Mapping[str, object], kind: type[_Settings]) -> _Settings:
+    """Raises `SettingsError` for a name or a value that does not exist."""
+    unknown = values.keys() - set(kind.__struct_fields__)
+    if unknown:
+        raise SettingsError(f"There is no setting {', '.join(sorted(unknown))}.")
+    try:
+        return msgspec.convert(values, kind, strict=False, dec_hook=_made)
+    except msgspec.ValidationError as error:
+        raise SettingsError(str(error)) from error
 
 
 def _check_seconds(settings: msgspec.Struct, fields: Sequence[str]) -> None:
@@ -418,4 +361,4 @@ def _bytes(size: int | str) -> int:
 def _disk_bytes(size: int | str, folder: Path) -> int:
     if not isinstance(size, str):
         return size
-    return parse_size(size, total_memory=disk_size(folder) if size.strip().endswith("%") else None)
+    return parse_size(size, whole=disk_size(folder) if size.strip().endswith("%") else None)

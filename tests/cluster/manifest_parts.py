@@ -17,9 +17,9 @@ from gpt2serve.settings import (
     EngineSettings,
     ServerSettings,
     engine_settings,
-    parse_size,
     settings_from_environment,
 )
+from gpt2serve.sizes import parse_size
 from tests.cluster.manifests import K8S, Manifest, of_kind
 
 # -- of the manifests -------------------------------------------------------------------------

@@ -23,6 +23,7 @@ GROUND = {
     "gpt2serve.errors": 0,
     "gpt2serve.package": 1,
     "gpt2serve.origins": 1,
+    "gpt2serve.sizes": 1,
     "gpt2serve.settings": 2,
 }
 TORCH = {"torch", "transformers", "optimum", "safetensors", "huggingface_hub"}

@@ -19,6 +19,7 @@ from gpt2serve.package import (
     TOKENIZER_FILE,
     WEIGHTS_FILE,
     Manifest,
+    allows_http,
     check_model_id,
     encode_manifest,
     file_entry,
@@ -235,3 +236,23 @@ def test_a_file_outside_the_package_is_refused(tmp_path: Path, name: str) -> Non
     edited(folder, lambda content: content["files"].update({name: entry}))  # type: ignore[attr-defined]
     with pytest.raises(CorruptPackage):
         read_manifest(folder)
+
+
+@pytest.mark.parametrize(
+    ("url", "variables", "allowed"),
+    [
+        ("s3://b", {}, False),
+        ("s3://b", {"AWS_ENDPOINT_URL": "https://h"}, False),
+        ("s3://b", {"AWS_ENDPOINT_URL": "http://h:1"}, True),
+        ("s3://b", {"AWS_ALLOW_HTTP": "true"}, True),
+        ("s3://b", {"AWS_ALLOW_HTTP": "false"}, False),
+        ("az://b", {"AZURE_STORAGE_ENDPOINT": "http://h:1"}, True),
+        ("gs://b", {"GOOGLE_ALLOW_HTTP": "1"}, True),
+        ("http://h/x", {}, True),
+        ("https://h/x", {}, False),
+    ],
+)
+def test_plain_http_only_where_it_was_asked_for(
+    url: str, variables: dict[str, str], *, allowed: bool
+) -> None:
+    assert allows_http(url, variables) is allowed

@@ -1,4 +1,4 @@
-"""Settings: sizes, the environment, and errors that name what is wrong."""
+"""Settings: the environment, and errors that name what is wrong."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Any
 import msgspec
 import pytest
 
-from gpt2serve import settings as module
 from gpt2serve.errors import SettingsError
 from gpt2serve.settings import (
     EngineSettings,
@@ -17,67 +16,14 @@ from gpt2serve.settings import (
     ServerSettings,
     engine_settings,
     environment,
-    memory_limit,
-    parse_size,
     read_admin_key,
     server_settings,
     settings_from_environment,
     settings_from_texts,
 )
+from gpt2serve.sizes import memory_limit
 
 SIZES = {"model_cache_bytes": 100, "kv_cache_bytes": 100}
-
-
-@pytest.mark.parametrize(
-    ("text", "size"),
-    [
-        ("1048576", 1048576),
-        ("1B", 1),
-        ("512MiB", 512 * 1024**2),
-        ("8GiB", 8 * 1024**3),
-        ("1.5KiB", 1536),
-        ("2TiB", 2 * 1024**4),
-        ("2GB", 2 * 1000**3),
-        ("3kB", 3000),
-        (" 4 MiB ", 4 * 1024**2),
-        ("50%", 500),
-        ("0.5%", 5),
-        ("100%", 1000),
-    ],
-)
-def test_sizes(text: str, size: int) -> None:
-    assert parse_size(text, total_memory=1000) == size
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        *("", "abc", "-1", "1 2", "0", "0MiB", "0%", "101%", "-5%", "5 apples", "1e9", "MiB"),
-        *("1mib", "nan", "inf", "1GiBB", "%", "1,5GiB", "0.1B"),
-    ],
-)
-def test_what_is_not_a_size(text: str) -> None:
-    with pytest.raises(SettingsError) as caught:
-        parse_size(text, total_memory=1000)
-    assert repr(text) in str(caught.value)
-    assert "512MiB" in str(caught.value)
-
-
-def test_shares_are_of_the_memory_there_is() -> None:
-    limit = memory_limit()
-    assert 2**20 < limit < 2**50
-    assert parse_size("50%") == limit // 2
-
-
-def test_container_limits_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    machine = memory_limit()
-    monkeypatch.setattr(Path, "read_text", lambda _: "4096\n")
-    assert memory_limit() == 4096
-    monkeypatch.setattr(Path, "read_text", lambda _: "max\n")
-    assert memory_limit() >= machine
-    monkeypatch.setattr(Path, "read_text", lambda _: str(2**63))  # "no limit" of cgroup v1
-    assert memory_limit() >= machine
-
 
 # -- what people write ------------------------------------------------------------------------
 
@@ -341,30 +287,8 @@ def test_a_share_of_the_disk_cache_is_of_its_disk(tmp_path: Path) -> None:
     assert engine_settings("s3://b", disk_cache_bytes="3MiB").disk_cache_bytes == 3 * 1024**2
 
 
-@pytest.mark.parametrize(
-    ("url", "variables", "allowed"),
-    [
-        ("s3://b", {}, False),
-        ("s3://b", {"AWS_ENDPOINT_URL": "https://h"}, False),
-        ("s3://b", {"AWS_ENDPOINT_URL": "http://h:1"}, True),
-        ("s3://b", {"AWS_ALLOW_HTTP": "true"}, True),
-        ("s3://b", {"AWS_ALLOW_HTTP": "false"}, False),
-        ("http://h/x", {}, True),
-        ("https://h/x", {}, False),
-    ],
-)
-def test_plain_http_only_where_it_was_asked_for(
-    url: str, variables: dict[str, str], *, allowed: bool
-) -> None:
-    assert module.allows_http(url, variables) is allowed
-
-
 def test_lists_may_be_given_many_times() -> None:
     engine, _ = settings_from_texts(
         {"store": "models", "pin": ["a,b", "c"]}, {"store": "--store", "pin": "--pin"}
     )
     assert engine.pin == ("a", "b", "c")
-
-
-def test_cpu_count_is_what_this_process_may_use() -> None:
-    assert module.cpu_count() >= 1

@@ -28,7 +28,8 @@ from gpt2serve.engine.store import ModelStore, Package
 from gpt2serve.engine.stream import BlockingStream, Stream, TokenStream
 from gpt2serve.errors import Gpt2ServeError, SettingsError
 from gpt2serve.package import VARIANTS, Manifest
-from gpt2serve.settings import EngineSettings, cpu_count, engine_settings, is_url
+from gpt2serve.settings import EngineSettings, engine_settings, is_url
+from gpt2serve.sizes import cpu_count
 
 #: What still runs in threads of the store has this many seconds to notice that all is over.
 CLOSE_SECONDS = 2.0
