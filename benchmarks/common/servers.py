@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -12,7 +13,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
@@ -25,6 +26,8 @@ _END_PATIENCE = 30.0
 #: Seconds for a server to answer its first request.
 START_PATIENCE = 180.0
 _POLL_SECONDS = 0.1
+
+EVERYWHERE = "0.0.0.0"
 
 
 class ServerFailed(Exception):
@@ -116,10 +119,20 @@ class Server:
         self.close()
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
+def free_port(host: str = "127.0.0.1") -> int:
+    """One that is free on `host`; `EVERYWHERE`: on each address of this machine."""
+    with socket.create_server((host, 0)) as listener:
         port: int = listener.getsockname()[1]
         return port
+
+
+def wait_until(condition: Callable[[], bool], seconds: float) -> None:
+    """Raises `TimeoutError` if it does not come true in that time."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"it did not come true in {seconds:.0f} s")
+        time.sleep(0.02)
 
 
 def gpt2serve(
@@ -140,3 +153,16 @@ def gpt2serve(
 def read_json(url: str) -> object:
     with urllib.request.urlopen(url, timeout=30) as response:
         return json.load(response)
+
+
+def metric(url: str, name: str) -> float:
+    """A number of a server's metrics. Labels, where it has some, are part of `name`.
+
+    Raises `RuntimeError` if there is no such number.
+    """
+    with urllib.request.urlopen(f"{url}/metrics", timeout=30) as response:
+        text = response.read().decode()
+    match = re.search(rf"^gpt2serve_{re.escape(name)} (\S+)$", text, re.MULTILINE)
+    if match is None:
+        raise RuntimeError(f"{url}/metrics has no gpt2serve_{name}.")
+    return float(match[1])

@@ -20,10 +20,10 @@ from typing import Any
 import aiohttp
 from aiohttp import web
 
-from tests.cluster.fleet import SERVICE
-from tests.cluster.name_server import NameServer
-from tests.cluster.router import EVERYWHERE, Router, free_port
-from tests.e2e.server_support import eventually
+from benchmarks.cluster.fleet import SERVICE
+from benchmarks.cluster.name_server import NameServer
+from benchmarks.cluster.router import Router
+from benchmarks.common.servers import EVERYWHERE, free_port, wait_until
 
 #: Each pair is compared in both directions.
 PAIRS = ((2, 4), (3, 4), (9, 10), (20, 21), (20, 40), (100, 101))
@@ -86,7 +86,7 @@ async def _homes(models: int, change: Callable[[dict[str, Any]], None]) -> dict[
 
 
 def _wait_for(router: Router, count: int) -> None:
-    eventually(lambda: len(router.healthy()) == count, 60)
+    wait_until(lambda: len(router.healthy()) == count, 60)
 
 
 async def _ask(url: str, models: int) -> list[int]:

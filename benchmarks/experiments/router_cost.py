@@ -20,7 +20,7 @@ from typing import Any
 import aiohttp
 import psutil
 
-from tests.cluster.fleet import Fleet
+from benchmarks.cluster.fleet import Fleet
 
 CLIENTS = 16
 #: As many as a sample's context has room for, and one.

@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 import json
 import os
-import re
 import statistics
 import time
 import urllib.request
@@ -21,6 +20,7 @@ from typing import Any, TypeVar
 
 from benchmarks.common.measuring import say, undisturbed
 from benchmarks.common.prompts import prompts
+from benchmarks.common.servers import metric
 from benchmarks.fleet.times import ServerTimes
 from gpt2serve.engine.packer import REST_SECONDS
 from gpt2serve.engine.turns import PACKED_SHARE
@@ -62,7 +62,7 @@ class Probe:
     """One request after the other; streamed, as the traffic is."""
 
     def __init__(self, url: str) -> None:
-        self._url = url
+        self.url = url
 
     def generate(self, model: str, prompt: str, tokens: int, sequences: int = 1) -> dict[str, Any]:
         """The server's timing in ms, with "wall_ms" as seen from here, and "prompt_tokens".
@@ -79,7 +79,7 @@ class Probe:
             "stream": True,
         }
         request = urllib.request.Request(
-            self._url + "/generate", json.dumps(body).encode(), {"Content-Type": "application/json"}
+            self.url + "/generate", json.dumps(body).encode(), {"Content-Type": "application/json"}
         )
         started = time.perf_counter()
         with urllib.request.urlopen(request, timeout=_TIMEOUT) as response:
@@ -94,19 +94,10 @@ class Probe:
             "came": [at for at, _ in events[: tokens * sequences]],
         }
 
-    def gauge(self, name: str) -> float:
-        """A number of /metrics."""
-        with urllib.request.urlopen(self._url + "/metrics", timeout=_TIMEOUT) as response:
-            text = response.read().decode()
-        match = re.search(rf"^gpt2serve_{re.escape(name)} (\S+)$", text, re.MULTILINE)
-        if match is None:
-            raise RuntimeError(f"{self._url}/metrics has no gpt2serve_{name}.")
-        return float(match[1])
-
     def packs(self) -> tuple[float, float]:
         """Models packed so far, of which there must be one, and the seconds that it took."""
         name = 'model_load_phase_seconds_{}{{phase="pack"}}'
-        return self.gauge(name.format("count")), self.gauge(name.format("sum"))
+        return metric(self.url, name.format("count")), metric(self.url, name.format("sum"))
 
 
 def resident_memory(process: int) -> int:
@@ -228,8 +219,8 @@ class Calibration:
         All that are in memory are packed, and have let go of what they need not.
         """
         time.sleep(REST_SECONDS + 0.5)
-        models = self._probe.gauge("models_resident")
-        counted = self._probe.gauge("model_cache_used_bytes") / models
+        models = metric(self._probe.url, "models_resident")
+        counted = metric(self._probe.url, "model_cache_used_bytes") / models
         grown = (resident_memory(self._process) - self._memory_before) / models
         return round(counted), round(max(counted, grown))
 

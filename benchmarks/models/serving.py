@@ -14,7 +14,7 @@ from typing import Any
 
 from benchmarks.common.machine import family
 from benchmarks.common.measuring import undisturbed
-from benchmarks.common.servers import Server, ServerFailed, gpt2serve
+from benchmarks.common.servers import Server, ServerFailed, gpt2serve, metric
 from benchmarks.common.worker import Worker
 from benchmarks.models import memory
 from benchmarks.models.library import Library
@@ -62,10 +62,7 @@ def fill(url: str, models: Iterable[str]) -> None:
 
 def resident(url: str) -> int:
     """How many models gpt2serve has in memory."""
-    with urllib.request.urlopen(url + "/metrics", timeout=30) as response:
-        lines = response.read().decode().splitlines()
-    (line,) = [line for line in lines if line.startswith("gpt2serve_models_resident ")]
-    return int(float(line.split()[1]))
+    return int(metric(url, "models_resident"))
 
 
 def new_clients() -> Worker:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from pathlib import Path
 
 import pytest
 
+from benchmarks.cluster.programs import find
+
 ROOT = Path(__file__).parents[2]
-#: `make test-cluster` installs what comes from the package index here.
-TOOLS = ROOT / ".venv-cluster" / "bin"
 
 _FROM_DEBIAN = {
     "buildah": "buildah",
@@ -21,11 +19,6 @@ _FROM_DEBIAN = {
     "promtool": "prometheus",
     "runc": "runc",
 }
-
-
-def find(name: str) -> str | None:
-    """The program's path, of `.venv-cluster` first, or None."""
-    return shutil.which(name, path=f"{TOOLS}{os.pathsep}{os.environ.get('PATH', os.defpath)}")
 
 
 def program(name: str) -> str:

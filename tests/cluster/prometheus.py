@@ -10,8 +10,8 @@ from typing import Any, Self
 import httpx
 import yaml
 
+from benchmarks.common.servers import free_port
 from tests.cluster.programs import program
-from tests.cluster.router import free_port
 from tests.e2e.server_support import eventually
 
 

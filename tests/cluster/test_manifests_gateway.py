@@ -14,10 +14,10 @@ import httpx
 import pytest
 import yaml
 
+from benchmarks.common.servers import free_port
 from tests.cluster.manifest_parts import size
 from tests.cluster.manifests import manifests_of, named
 from tests.cluster.programs import program
-from tests.cluster.router import free_port
 from tests.e2e.server_support import eventually
 
 pytestmark = pytest.mark.cluster

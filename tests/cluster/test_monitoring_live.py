@@ -22,10 +22,10 @@ import httpx
 import msgspec
 import pytest
 
+from benchmarks.cluster.fleet import Fleet
 from gpt2serve.api.key_file import digest_of
 from gpt2serve.package import MANIFEST_FILE, encode_manifest, file_entry, read_manifest
 from tests import s3_server
-from tests.cluster.fleet import Fleet
 from tests.cluster.monitoring import (
     alerts,
     dashboard,

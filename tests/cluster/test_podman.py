@@ -15,9 +15,9 @@ import httpx
 import pytest
 import yaml
 
+from benchmarks.common.servers import free_port
 from tests.cluster.containers import Container, Engine
 from tests.cluster.manifests import Manifest, manifests_of, named
-from tests.cluster.router import free_port
 from tests.e2e.server_support import LONG, MODEL, SEQUENCES, SHORT, TOKENS, events, eventually
 
 pytestmark = pytest.mark.cluster

@@ -15,10 +15,10 @@ from typing import Any
 import httpx
 import pytest
 
+from benchmarks.cluster.fleet import Fleet
+from benchmarks.cluster.router import CONFIG
 from tests.cluster.conftest import MODELS
-from tests.cluster.fleet import Fleet
 from tests.cluster.programs import ROOT, program
-from tests.cluster.router import CONFIG
 from tests.e2e.server_support import events, eventually
 
 pytestmark = pytest.mark.cluster
@@ -30,6 +30,7 @@ MANY = [f"somebody{number % 7}/nothing-{number}" for number in range(400)]
 @pytest.fixture(scope="module")
 def fleet(many_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     """Three replicas that nobody kills."""
+    program("envoy")
     with Fleet(many_models, tmp_path_factory.mktemp("fleet"), 3) as fleet:
         yield fleet
 

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.cluster.fleet import DRAIN_DELAY, Fleet
 from tests.cluster.conftest import MODELS
-from tests.cluster.fleet import DRAIN_DELAY, Fleet
+from tests.cluster.programs import program
 from tests.cluster.traffic import Traffic
 from tests.e2e.server_support import eventually
 
@@ -17,6 +18,11 @@ pytestmark = pytest.mark.cluster
 #: Between the end of a process and the moment when the router has heard that its connections are
 #: closed, on a busy machine.
 MOMENT = 0.2
+
+
+@pytest.fixture(autouse=True)
+def needs_envoy() -> None:
+    program("envoy")
 
 
 def test_a_replica_that_is_killed_takes_only_its_own_requests_along(

@@ -18,11 +18,12 @@ import pytest
 
 from benchmarks.common import results as results_module
 from benchmarks.common.model import ROOT
+from benchmarks.common.servers import metric
 from benchmarks.fleet import __main__ as command
 from benchmarks.fleet import answers as answers_module
 from benchmarks.fleet import report, report_needed
 from benchmarks.fleet.answers import Answers, Wishes
-from benchmarks.fleet.calibrate import Calibration, Effort, Probe
+from benchmarks.fleet.calibrate import Calibration, Effort
 from benchmarks.fleet.figures import Requests, figures, relative_errors
 from benchmarks.fleet.loader import NEVER, Loader, Packer
 from benchmarks.fleet.questions import Case, LossPlan, loss, replicas_needed
@@ -342,9 +343,9 @@ def fake_server() -> Iterator[str]:
 def test_a_calibration_reads_what_the_server_tells() -> None:
     effort = Effort(repeats=1, loads=2, tokens=5, storm_tokens=9)
     with fake_server() as url:
-        assert Probe(url).gauge("models_resident") == 4
+        assert metric(url, "models_resident") == 4
         with pytest.raises(RuntimeError, match="no gpt2serve_nothing"):
-            Probe(url).gauge("nothing")
+            metric(url, "nothing")
         checkpoint = ROOT / "samples" / "george-washington"
         watched: list[dict[str, Any]] = []
         calibration = Calibration(url, os.getpid(), checkpoint, ["a", "b", "c"], effort, watched)

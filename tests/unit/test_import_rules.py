@@ -211,6 +211,14 @@ def test_the_exporter_knows_the_package_format_only(path: Path) -> None:
             )
 
 
+def test_what_users_run_needs_no_tests() -> None:
+    for folder in ("benchmarks", "examples", "samples"):
+        for path in sources(ROOT / folder):
+            if any(part.startswith(".") for part in path.relative_to(ROOT).parts):
+                continue  # a cache
+            assert "tests" not in map(top, imports_of(path)), path
+
+
 # -- in a fresh process -----------------------------------------------------------------------
 
 
@@ -246,3 +254,4 @@ def test_the_bare_package_loads_almost_nothing() -> None:
 def test_the_package_format_needs_no_runtime() -> None:
     loaded = loaded_by("import gpt2serve.package, gpt2serve.settings, gpt2serve.errors")
     assert not loaded & {"onnxruntime", "numpy", "tokenizers", "gpt2serve.engine", *TORCH, *WEB}
+

@@ -15,9 +15,9 @@ from typing import Any, Self
 
 import httpx
 
-from tests.cluster.name_server import NameServer
-from tests.cluster.router import EVERYWHERE, Router, free_port
-from tests.e2e.server_support import eventually, metric_of
+from benchmarks.cluster.name_server import NameServer
+from benchmarks.cluster.router import Router
+from benchmarks.common.servers import EVERYWHERE, free_port, metric, wait_until
 
 SERVICE = "gpt2serve-replicas"
 #: Longer than the router needs to notice: its health checks come each second, and wait for an
@@ -44,7 +44,7 @@ class Replica:
             return False
 
     def metric(self, name: str) -> float:
-        return metric_of(self.url, name)
+        return metric(self.url, name)
 
     def end(self, number: signal.Signals) -> int:
         """Its exit status."""
@@ -96,7 +96,7 @@ class Fleet:
         for number in range(first, first + count):
             started.append(address := f"127.0.1.{number}")
             self.replicas[address] = self._replica(address)
-        eventually(lambda: all(self.replicas[address].ready() for address in started), 60)
+        wait_until(lambda: all(self.replicas[address].ready() for address in started), 60)
         self.publish()
         return started
 
@@ -111,7 +111,7 @@ class Fleet:
     def settled(self, addresses: Iterable[str] | None = None) -> None:
         """Wait until the router sends requests to just these replicas."""
         wanted = set(self.replicas if addresses is None else addresses)
-        eventually(lambda: self.router.healthy() == wanted, 30)
+        wait_until(lambda: self.router.healthy() == wanted, 30)
 
     def kill(self, address: str) -> float:
         """kill -9; when it was dead. The name server goes on to tell of it."""
@@ -128,7 +128,7 @@ class Fleet:
         """SIGTERM, and another process at its place. The name server tells of it all the time."""
         status = self.replicas[address].end(signal.SIGTERM)
         self.replicas[address] = self._replica(address)
-        eventually(self.replicas[address].ready, 60)
+        wait_until(self.replicas[address].ready, 60)
         return status
 
     def hits_and_misses(self) -> tuple[float, float]:

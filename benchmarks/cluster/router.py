@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import os
-import socket
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -14,27 +13,17 @@ from typing import Any
 import httpx
 import yaml
 
-from tests.cluster.programs import ROOT, program
-from tests.e2e.server_support import eventually
+from benchmarks.cluster.programs import need
+from benchmarks.common.model import ROOT
+from benchmarks.common.servers import free_port, wait_until
 
 CONFIG = ROOT / "k8s" / "envoy" / "envoy.yaml"
 #: Envoys of one machine share memory by this number.
 _base_ids = itertools.count(os.getpid() % 30000 * 10)
 
 
-EVERYWHERE = "0.0.0.0"
-
-
-def free_port(host: str = "127.0.0.1") -> int:
-    """One that is free on `host`; `EVERYWHERE`: on each address of this machine."""
-    with socket.socket() as one:
-        one.bind((host, 0))
-        port: int = one.getsockname()[1]
-        return port
-
-
 class Router:
-    """`ports` are those of `http`, `metrics` and `admin`."""
+    """`ports` are those of `http`, `metrics` and `admin`. `change` is done to the configuration."""
 
     def __init__(
         self,
@@ -53,12 +42,12 @@ class Router:
         file = folder / "envoy.yaml"
         file.write_text(yaml.safe_dump(config))
         self._log = folder / "access.log"
-        command = [program("envoy"), "--config-path", str(file), "--concurrency", "1"]
+        command = [need("envoy"), "--config-path", str(file), "--concurrency", "1"]
         command += ["--base-id", str(next(_base_ids)), "--log-level", "warning"]
         with self._log.open("wb") as log:
             self.process = subprocess.Popen(command, stdout=log)
         try:
-            eventually(self._ready, 30)
+            wait_until(self._ready, 30)
         except BaseException:
             self.close()
             raise
@@ -86,7 +75,7 @@ class Router:
             found.update({line["request_id"]: line["replica"] for line in self.requests()})
             return found.keys() >= set(request_ids)
 
-        eventually(all_there, 15)
+        wait_until(all_there, 15)
         return [found[request].partition(":")[0] for request in request_ids]
 
     def sent_again(self) -> set[str]:
