@@ -9,7 +9,7 @@ import pytest
 
 from tests.cluster import containers
 from tests.conftest import SAMPLES
-from tests.integration.engine_support import copy_model
+from tests.engine_driver import copy_model
 
 #: Ids with and without an organisation.
 MODELS = tuple(

@@ -40,7 +40,7 @@ from tests.cluster.programs import program
 from tests.cluster.prometheus import Prometheus
 from tests.conftest import SAMPLES
 from tests.e2e.server_support import eventually
-from tests.integration.engine_support import copy_model
+from tests.engine_driver import copy_model
 
 pytestmark = pytest.mark.cluster
 

@@ -17,7 +17,7 @@ import pytest
 
 from gpt2serve.package import WEIGHTS_FILE
 from tests import s3_server
-from tests.integration.engine_support import JEFFERSON, REAGAN, WASHINGTON, copy_model
+from tests.engine_driver import JEFFERSON, REAGAN, WASHINGTON, copy_model
 from tests.s3_server import Proxy, publish, unpublish
 
 BODY = {"prompt": "We", "max_new_tokens": 16, "seed": 5, "do_sample": True}

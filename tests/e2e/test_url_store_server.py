@@ -13,7 +13,7 @@ import pytest
 
 from tests import s3_server
 from tests.e2e.server_support import KEY, LONG, MODEL, SHORT, Operator, Server, events, eventually
-from tests.integration.engine_support import copy_model
+from tests.engine_driver import copy_model
 from tests.s3_server import Proxy, publish, unpublish
 
 OTHER, THIRD = "thomas-jefferson", "ronald-reagan"

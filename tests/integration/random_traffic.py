@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 from gpt2serve import Engine, SamplingParams
-from tests.integration.engine_support import MIB, Watcher, assert_idle, open_engine, resident_bytes
+from tests.engine_driver import MIB, Watcher, assert_idle, open_engine, resident_bytes
 
 CLIENTS = 6
 KV_BYTES = 48 * MIB

@@ -15,7 +15,7 @@ from gpt2serve import Engine, Generation, SamplingParams, TokenEvent
 from gpt2serve.engine.messages import Call
 from gpt2serve.engine.runner import Runner
 from gpt2serve.errors import EngineClosed, InvalidRequest, ModelNotFound, Overloaded
-from tests.integration.engine_support import (
+from tests.engine_driver import (
     JEFFERSON,
     REAGAN,
     WASHINGTON,
@@ -26,8 +26,8 @@ from tests.integration.engine_support import (
     in_engine_thread,
     open_engine,
     send,
-    wait_until,
 )
+from tests.waiting import wait_until
 
 SHORT = SamplingParams(max_new_tokens=5, min_new_tokens=5, seed=3)
 LONG = SamplingParams(max_new_tokens=240, min_new_tokens=240, seed=3)

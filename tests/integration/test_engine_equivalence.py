@@ -15,7 +15,7 @@ from gpt2serve import Engine, SamplingParams
 from gpt2serve.engine.events import Generation, Token
 from gpt2serve.engine.preparation import PreparedRequest
 from gpt2serve.errors import RequestAborted
-from tests.integration.engine_support import (
+from tests.engine_driver import (
     JEFFERSON,
     REAGAN,
     Arrival,

@@ -29,7 +29,7 @@ from gpt2serve.errors import (
     UnknownRevision,
 )
 from gpt2serve.package import MANIFEST_FILE, WEIGHTS_FILE, package_path
-from tests.integration.engine_support import (
+from tests.engine_driver import (
     JEFFERSON,
     REAGAN,
     Arrival,
@@ -43,8 +43,8 @@ from tests.integration.engine_support import (
     kv_bytes,
     open_engine,
     send,
-    wait_until,
 )
+from tests.waiting import wait_until
 
 PARAMS = SamplingParams(max_new_tokens=12, min_new_tokens=12, seed=3)
 LONG = SamplingParams(max_new_tokens=200, min_new_tokens=200, seed=3)

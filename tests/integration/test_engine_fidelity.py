@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from gpt2serve import Engine, SamplingParams
-from tests.integration.engine_support import JEFFERSON, REAGAN, SAMPLES, WASHINGTON, open_engine
+from tests.engine_driver import JEFFERSON, REAGAN, SAMPLES, WASHINGTON, open_engine
 
 MODELS = (WASHINGTON, JEFFERSON, REAGAN)
 PROMPTS = (

@@ -10,7 +10,7 @@ import pytest
 
 from gpt2serve import Engine, SamplingParams
 from gpt2serve.package import MANIFEST_FILE, package_path
-from tests.integration.engine_support import (
+from tests.engine_driver import (
     MIB,
     Watcher,
     assert_idle,

@@ -18,7 +18,7 @@ from gpt2export import writer
 from gpt2serve import SamplingParams
 from gpt2serve.errors import ModelLoadFailed, ModelNotFound
 from gpt2serve.package import MANIFEST_FILE, WEIGHTS_FILE, package_path
-from tests.integration.engine_support import (
+from tests.engine_driver import (
     JEFFERSON,
     MIB,
     REAGAN,
@@ -30,8 +30,8 @@ from tests.integration.engine_support import (
     open_engine,
     resident_bytes,
     send,
-    wait_until,
 )
+from tests.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
 SAMPLES = (REAGAN, JEFFERSON, WASHINGTON)

@@ -10,7 +10,7 @@ import pytest
 from gpt2serve import Engine, SamplingParams
 from gpt2serve.errors import ModelLoadFailed
 from gpt2serve.package import WEIGHTS_FILE, package_path
-from tests.integration.engine_support import (
+from tests.engine_driver import (
     JEFFERSON,
     MIB,
     REAGAN,

@@ -13,7 +13,7 @@ import pytest
 from gpt2serve import Engine, SamplingParams
 from gpt2serve.engine.runner import Runner
 from gpt2serve.errors import ModelTooLarge, RequestAborted
-from tests.integration.engine_support import (
+from tests.engine_driver import (
     JEFFERSON,
     REAGAN,
     WASHINGTON,
@@ -24,8 +24,8 @@ from tests.integration.engine_support import (
     kv_bytes,
     open_engine,
     send,
-    wait_until,
 )
+from tests.waiting import wait_until
 
 SHORT = SamplingParams(max_new_tokens=4, min_new_tokens=4, seed=3)
 LONG = SamplingParams(max_new_tokens=240, min_new_tokens=240, seed=3)

@@ -6,7 +6,7 @@ import threading
 from pathlib import Path
 
 from gpt2serve import Engine, SamplingParams
-from tests.integration.engine_support import (
+from tests.engine_driver import (
     JEFFERSON,
     REAGAN,
     WASHINGTON,

@@ -14,7 +14,7 @@ import pytest
 from gpt2serve import Engine, SamplingParams
 from gpt2serve.engine.events import PromptToken, PromptTokens
 from gpt2serve.engine.prompts import Prompt
-from tests.integration.engine_support import (
+from tests.engine_driver import (
     REAGAN,
     SAMPLES,
     Recording,
@@ -23,8 +23,8 @@ from tests.integration.engine_support import (
     cancel,
     open_engine,
     send,
-    wait_until,
 )
+from tests.waiting import wait_until
 
 CHUNK = 32
 TEXT = "The people of our union must have peace and commerce, said Congress in 1802. "

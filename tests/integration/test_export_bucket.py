@@ -18,7 +18,7 @@ from gpt2export.share import Share
 from gpt2serve.engine.store import ModelStore
 from gpt2serve.package import MANIFEST_FILE, WEIGHTS_FILE
 from tests import s3_server
-from tests.unit.engine_support import write_package
+from tests.engine_fakes import write_package
 
 _NAMES = (f"export-{number}" for number in itertools.count())
 

@@ -43,8 +43,9 @@ from gpt2serve.package import (
     verify_hashes,
 )
 from tests import s3_server
+from tests.engine_fakes import write_package
 from tests.s3_server import Proxy, publish, unpublish
-from tests.unit.engine_support import write_package
+from tests.waiting import wait_until
 
 CPU = [("cpu", "int8"), ("cpu", "fp32")]
 SIZE = 3_000_000
@@ -143,13 +144,6 @@ def in_thread(call: Callable[[], Any]) -> Callable[[], Any]:
         return value
 
     return wait
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline, "it never came true"
-        time.sleep(0.005)
 
 
 # -- fetching ---------------------------------------------------------------------------------

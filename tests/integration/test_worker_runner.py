@@ -18,7 +18,7 @@ from gpt2serve.engine.memory import HostMemory
 from gpt2serve.engine.runner import Runner
 from gpt2serve.errors import CorruptPackage
 from gpt2serve.package import GRAPH_FILE, package_path, read_manifest
-from tests.integration.engine_support import REAGAN, THREADS, WASHINGTON
+from tests.engine_driver import REAGAN, THREADS, WASHINGTON
 
 VOCABULARY = 4095
 

@@ -19,7 +19,7 @@ from benchmarks.fleet.times import ServerTimes
 from benchmarks.fleet.trace import Popularity, Trace, poisson, recorded
 from benchmarks.fleet.warm import che_hit_ratio, contents
 from gpt2serve.engine.scheduler import Decode, Prefill, Scheduler
-from tests.unit.engine_support import make_request
+from tests.engine_fakes import make_request
 
 CHUNK, BATCH = 16, 4
 TIMES = ServerTimes(

@@ -18,7 +18,7 @@ from gpt2serve.engine.stores.disk_layout import NEVER
 from gpt2serve.engine.stores.disk_policy import Entry, evict
 from gpt2serve.errors import CorruptPackage, ModelTooLarge, ModelUnavailable, NotOnDisk
 from gpt2serve.package import MANIFEST_FILE, Manifest, encode_manifest
-from tests.unit.engine_support import manifest as make_manifest
+from tests.engine_fakes import manifest as make_manifest
 
 ENTRIES = st.lists(
     st.builds(

@@ -28,7 +28,7 @@ from gpt2serve.engine.request import Request, Sequence
 from gpt2serve.engine.scheduler import Decode, Plan, Prefill, PrefillChunk, Scheduler, Score
 from gpt2serve.engine.worker import ModelWorker
 from gpt2serve.errors import RequestAborted
-from tests.unit.engine_support import (
+from tests.engine_fakes import (
     DIMENSIONS,
     FakeHost,
     FakeRunner,

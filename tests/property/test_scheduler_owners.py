@@ -24,7 +24,7 @@ from gpt2serve.engine.kv_cache import KVShape
 from gpt2serve.engine.request import Request
 from gpt2serve.engine.scheduler import Decode, Plan, Prefill, PrefillChunk, Scheduler
 from gpt2serve.engine.shares import OF_A_BATCH
-from tests.unit.engine_support import make_request
+from tests.engine_fakes import make_request
 
 BATCH, CHUNK, CONTEXT, KV_TOKENS = 16, 8, 64, 600
 OWNERS = ("", "a", "b", "c")

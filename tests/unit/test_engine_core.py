@@ -32,7 +32,7 @@ from gpt2serve.errors import (
     StepFailed,
 )
 from gpt2serve.package import MANIFEST_FILE, TOKENIZER_FILE, GenerationDefaults
-from tests.unit.engine_support import (
+from tests.engine_fakes import (
     DIMENSIONS,
     EOS,
     FakeRunner,
@@ -40,6 +40,7 @@ from tests.unit.engine_support import (
     make_request,
     write_package,
 )
+from tests.waiting import wait_until
 
 MIB = 2**20
 PATIENCE = 20.0
@@ -126,13 +127,6 @@ def outcome_of(function: Callable[[], Any], timeout: float = PATIENCE) -> Any:
     return outcome[0]
 
 
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline, "it never happened"
-        time.sleep(0.002)
-
-
 # -- life -------------------------------------------------------------------------------------
 
 
@@ -216,7 +210,7 @@ def test_close_ends_everyone_running_or_waiting(
     engine.start()
     requests = [in_thread(lambda model=model: engine.generate(model, "x")) for model in "aabc"]
     assert gate.reached.wait(PATIENCE)
-    until(lambda: engine.stats().requests_waiting >= 0 and engine._gate.admitted == 4)
+    wait_until(lambda: engine.stats().requests_waiting >= 0 and engine._gate.admitted == 4)
     closing, _ = in_thread(engine.close)
     gate.open.set()
     for thread, outcome in requests:
@@ -278,9 +272,9 @@ def test_a_stuck_engine_thread_shows(opened: Callable[..., Engine]) -> None:
     assert engine.takes_requests
     hold = threading.Event()
     engine._core.inbox.put(Call(lambda: hold.wait(PATIENCE)))
-    until(lambda: engine.stats().unresponsive > 0.3)
+    wait_until(lambda: engine.stats().unresponsive > 0.3)
     hold.set()
-    until(lambda: engine.stats().unresponsive == 0)
+    wait_until(lambda: engine.stats().unresponsive == 0)
     engine.close()
     assert engine.stats().unresponsive == 0
     assert not engine.takes_requests
@@ -293,7 +287,7 @@ def test_a_stuck_load_shows_while_nothing_else_happens(
     may_load = threading.Event()
     loads.make = lambda _: FakeRunner() if may_load.wait(PATIENCE) else None
     thread, _ = in_thread(lambda: engine.generate("a", "x", SamplingParams(max_new_tokens=2)))
-    until(lambda: engine.stats().oldest_load_wait > 0.3)
+    wait_until(lambda: engine.stats().oldest_load_wait > 0.3)
     assert engine.stats().unresponsive == 0, "the engine thread is idle"
     may_load.set()
     thread.join(PATIENCE)
@@ -327,7 +321,7 @@ def test_the_queue_is_bounded_and_its_places_come_back(
     loads.make = lambda _: gate
     engine.start()
     requests = [in_thread(lambda: engine.generate("a", "x")) for _ in range(2)]
-    until(lambda: engine._gate.admitted == 2)
+    wait_until(lambda: engine._gate.admitted == 2)
     with pytest.raises(Overloaded) as caught:
         engine.generate("a", "x")
     assert caught.value.retry_after > 0
@@ -462,7 +456,7 @@ def test_one_load_for_all_who_wait(opened: Callable[..., Engine], loads: Loads) 
     engine = opened()
     engine.start()
     requests = [in_thread(lambda: engine.generate("a", "x")) for _ in range(5)]
-    until(lambda: engine._gate.admitted == 5)
+    wait_until(lambda: engine._gate.admitted == 5)
     hold.set()
     for thread, outcome in requests:
         thread.join(PATIENCE)
@@ -518,7 +512,7 @@ def test_models_that_measure_more_than_predicted_do_not_stop_the_engine(
     for model in "abcabc":
         result = outcome_of(lambda model=model: engine.generate(model, "x"))
         assert not isinstance(result, Exception), result
-    until(lambda: engine.stats().model_cache_used_bytes <= 250)
+    wait_until(lambda: engine.stats().model_cache_used_bytes <= 250)
     assert asyncio.run(engine.ping(PATIENCE))
 
 
@@ -564,7 +558,7 @@ def test_a_cancelled_wait_makes_room_for_the_next_at_once(
     engine.start()
     long = SamplingParams(min_new_tokens=60, max_new_tokens=60)
     running, _ = in_thread(lambda: engine.generate("a", "x", long))
-    until(lambda: engine.stats().sequences_running == 1)
+    wait_until(lambda: engine.stats().sequences_running == 1)
 
     async def scenario() -> None:
         short = SamplingParams(max_new_tokens=1)

@@ -18,7 +18,7 @@ from gpt2serve.engine.stores.disk_cache import KEEP_PARTS, KEEP_TOKENIZER, OVERH
 from gpt2serve.engine.stores.disk_layout import Place, place_of
 from gpt2serve.errors import ModelUnavailable, NotOnDisk
 from gpt2serve.package import MANIFEST_FILE, TOKENIZER_FILE, WEIGHTS_FILE, encode_manifest
-from tests.unit.engine_support import manifest
+from tests.engine_fakes import manifest
 
 FILES = {"model.onnx": b"graph", WEIGHTS_FILE: b"weights", TOKENIZER_FILE: b"{}"}
 

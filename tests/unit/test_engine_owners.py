@@ -16,7 +16,7 @@ from gpt2serve.engine.messages import Submit
 from gpt2serve.engine.request import Request
 from gpt2serve.engine.stream import TokenStream
 from gpt2serve.errors import Overloaded
-from tests.unit.engine_support import DIMENSIONS, FakeRunner, make_request
+from tests.engine_fakes import DIMENSIONS, FakeRunner, make_request
 from tests.unit.test_engine_core import (  # noqa: F401
     PATIENCE,
     Gate,

@@ -10,7 +10,7 @@ import pytest
 from gpt2serve.engine import packer as packer_module
 from gpt2serve.engine.job_thread import JobThread
 from gpt2serve.engine.packer import KEEP_SECONDS, REST_SECONDS, Packer
-from tests.unit.engine_support import FakeRunner
+from tests.engine_fakes import FakeRunner
 
 
 class Clock:

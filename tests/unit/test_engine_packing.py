@@ -13,8 +13,9 @@ from gpt2serve import Engine, SamplingParams
 from gpt2serve.engine import loader, packer
 from gpt2serve.engine.worker import STEPS_WORTH_PACKING
 from gpt2serve.package import TOKENIZER_FILE
-from tests.integration.engine_support import Sent, cancel, in_engine_thread, send, wait_until
-from tests.unit.engine_support import FakeRunner, letters_tokenizer, write_package
+from tests.engine_driver import Sent, cancel, in_engine_thread, send
+from tests.engine_fakes import FakeRunner, letters_tokenizer, write_package
+from tests.waiting import wait_until
 
 PATIENCE = 20.0
 #: Enough steps, and end-of-text does not come before.

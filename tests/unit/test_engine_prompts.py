@@ -15,7 +15,7 @@ from gpt2serve.engine.text import TextStream, whole_characters
 from gpt2serve.engine.tokenizer import Tokenizer
 from gpt2serve.errors import InvalidRequest
 from gpt2serve.package import GenerationDefaults
-from tests.unit.engine_support import EOS, letters_tokenizer, manifest
+from tests.engine_fakes import EOS, letters_tokenizer, manifest
 
 PREFIXED = manifest(defaults=GenerationDefaults(prefix="ab"))
 

@@ -34,16 +34,16 @@ from gpt2serve.errors import (
     StoreUnavailable,
 )
 from gpt2serve.package import TOKENIZER_FILE, WEIGHTS_FILE, ModelCard
-from tests.integration.engine_support import (
+from tests.engine_driver import (
     Watcher,
     assert_idle,
     cancel,
     in_engine_thread,
     send,
     send_prepared,
-    wait_until,
 )
-from tests.unit.engine_support import FakeRunner, letters_tokenizer, write_package
+from tests.engine_fakes import FakeRunner, letters_tokenizer, write_package
+from tests.waiting import wait_until
 
 PATIENCE = 8.0
 PARAMS = SamplingParams(max_new_tokens=3, do_sample=True, seed=1)

@@ -14,7 +14,7 @@ from gpt2serve.engine.stores import finder as finder_module
 from gpt2serve.engine.stores.backend import Described, sort_key
 from gpt2serve.engine.stores.finder import Finder, brief, card_in
 from gpt2serve.package import MANIFEST_FILE, ModelCard, encode_manifest
-from tests.unit.engine_support import manifest, write_package
+from tests.engine_fakes import manifest, write_package
 
 CPU = [("cpu", "int8"), ("cpu", "fp32")]
 

@@ -26,7 +26,7 @@ from gpt2serve.errors import (
     UnknownRevision,
 )
 from gpt2serve.package import MANIFEST_FILE, TOKENIZER_FILE, WEIGHTS_FILE
-from tests.unit.engine_support import write_package
+from tests.engine_fakes import write_package
 
 CPU = [("cpu", "int8"), ("cpu", "fp32")]
 

@@ -11,7 +11,7 @@ import pytest
 from gpt2serve.engine.events import Done, Generation, Timing, Token, TokenEvent, Usage
 from gpt2serve.engine.stream import BlockingStream, Outbox, TokenStream
 from gpt2serve.errors import RequestAborted, StepFailed
-from tests.unit.engine_support import Recorder
+from tests.engine_fakes import Recorder
 
 DONE = Done(
     usage=Usage(prompt_tokens=1, completion_tokens=1),

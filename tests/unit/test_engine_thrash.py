@@ -15,7 +15,7 @@ from gpt2serve.engine.messages import Submit
 from gpt2serve.engine.request import Request
 from gpt2serve.engine.store import Package
 from gpt2serve.package import TOKENIZER_FILE
-from tests.unit.engine_support import FakeRunner, letters_tokenizer, make_request, write_package
+from tests.engine_fakes import FakeRunner, letters_tokenizer, make_request, write_package
 
 #: Seconds. A request makes so many tokens; beside others that begin it needs some steps more.
 STEP, LOAD, MAX_WAIT = 0.005, 0.3, 1.0

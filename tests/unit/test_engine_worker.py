@@ -13,7 +13,7 @@ from gpt2serve.engine.kv_cache import KVPool
 from gpt2serve.engine.request import Request
 from gpt2serve.engine.worker import ModelWorker
 from gpt2serve.errors import RequestAborted, StepFailed
-from tests.unit.engine_support import (
+from tests.engine_fakes import (
     DIMENSIONS,
     EOS,
     FakeHost,

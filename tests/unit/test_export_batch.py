@@ -22,6 +22,7 @@ from gpt2export.batch import Batch
 from gpt2export.errors import ExportError, StoreError
 from gpt2export.exporter import Job, Options, Outcome
 from gpt2export.progress import Progress
+from tests.waiting import wait_until
 
 #: What a model's name does to the process that exports it.
 FATES = """
@@ -261,19 +262,12 @@ while True:
     )
     assert starter.stdout is not None
     worker = int(json.loads(starter.stdout.readline()))
-    wait_for(lambda: begun(tmp_path, "hangs"))
+    wait_until(lambda: begun(tmp_path, "hangs"))
     starter.kill()
     starter.communicate()
-    wait_for(lambda: not Path(f"/proc/{worker}/cmdline").exists() or is_zombie(worker))
+    wait_until(lambda: not Path(f"/proc/{worker}/cmdline").exists() or is_zombie(worker))
 
 
 def is_zombie(process: int) -> bool:
     """Nobody has asked how it ended yet."""
     return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.02)

@@ -254,4 +254,3 @@ def test_the_bare_package_loads_almost_nothing() -> None:
 def test_the_package_format_needs_no_runtime() -> None:
     loaded = loaded_by("import gpt2serve.package, gpt2serve.settings, gpt2serve.errors")
     assert not loaded & {"onnxruntime", "numpy", "tokenizers", "gpt2serve.engine", *TORCH, *WEB}
-

@@ -27,7 +27,7 @@ from gpt2serve.package import (
     read_manifest,
     verify_hashes,
 )
-from tests.unit.engine_support import manifest, write_package
+from tests.engine_fakes import manifest, write_package
 
 GOOD_IDS = [
     "a",

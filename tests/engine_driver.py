@@ -25,9 +25,10 @@ from gpt2serve.engine.preparation import PreparedRequest
 from gpt2serve.engine.request import Request
 from gpt2serve.engine.stream import Delivery
 from gpt2serve.package import MANIFEST_FILE, encode_manifest, read_manifest
+from tests.waiting import wait_until
 
 WASHINGTON, JEFFERSON, REAGAN = "george-washington", "thomas-jefferson", "ronald-reagan"
-SAMPLES = Path(__file__).parents[2] / "samples"
+SAMPLES = Path(__file__).parents[1] / "samples"
 
 #: onnxruntime has one thread pool in a process; the first engine sets its size.
 THREADS = 2
@@ -184,13 +185,6 @@ def resident_bytes() -> int:
     """Resident memory of this process."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE")
-
-
-def wait_until(condition: Callable[[], bool], timeout: float = PATIENCE) -> None:
-    deadline = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < deadline, "it never came true"
-        time.sleep(0.002)
 
 
 class Watcher(NoObserver):
