@@ -330,7 +330,7 @@ def test_many_engines_in_one_process(sample_store: Path) -> None:
         assert texts[:3] == texts[6:]
         engines[0].close()
         assert engines[2].generate(REAGAN, PROMPT, SHORT).generations[0] == texts[0]
-        assert in_engine_thread(engines[1], lambda: engines[1]._core.cache.used) > 0
+        assert in_engine_thread(engines[1], lambda: engines[1]._core.models.cache.used) > 0
     finally:
         for engine in engines:
             engine.close()

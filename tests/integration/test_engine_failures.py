@@ -316,7 +316,7 @@ def test_a_success_forgets_the_failures_before_it(sample_store: Path, tmp_path: 
             now += 60.0
         alter(package)
         engine.generate(REAGAN, "We", PARAMS)
-        assert not engine._core.cache._failures
+        assert not engine._core.models.cache._failures
 
 
 # -- the engine itself -----------------------------------------------------------------------

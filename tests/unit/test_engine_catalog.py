@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 
 import pytest
 
-from gpt2serve.engine.stores.backend import sort_key
+from gpt2serve.engine.stores.backend import page_of, sort_key
 from gpt2serve.engine.stores.catalog import SHARE, Catalog
 from gpt2serve.errors import StoreUnavailable
 
@@ -42,36 +42,40 @@ class Source:
             raise self.problem
 
 
+def page(catalog: Catalog, after: str = "", limit: int = 100) -> list[str]:
+    return page_of(catalog.keys(), after, limit)
+
+
 def pages(catalog: Catalog, size: int) -> Iterator[list[str]]:
     after = ""
-    while page := catalog.page(after, size):
-        yield page
-        after = page[-1]
+    while found := page(catalog, after, size):
+        yield found
+        after = found[-1]
 
 
 def test_a_hundred_thousand_models_are_gone_through_once() -> None:
     source = Source(f"user-{n % 997}/model-{n}" for n in range(100_000))
     catalog = source.catalog()
-    seen = [model for page in pages(catalog, 1000) for model in page]
+    seen = [model for found in pages(catalog, 1000) for model in found]
     assert seen == sorted(source.ids, key=sort_key)
     assert source.reads == 1
-    assert catalog.page("user-5/model-5", 3) == seen[seen.index("user-5/model-5") + 1 :][:3]
-    assert catalog.page("user-5/gone", 1) == [next(id_ for id_ in seen if id_ > "user-5/gone")]
-    assert catalog.page("zzz", 10) == []
-    assert catalog.page("", 0) == []
+    assert page(catalog, "user-5/model-5", 3) == seen[seen.index("user-5/model-5") + 1 :][:3]
+    assert page(catalog, "user-5/gone", 1) == [next(id_ for id_ in seen if id_ > "user-5/gone")]
+    assert page(catalog, "zzz", 10) == []
+    assert page(catalog, "", 0) == []
 
 
 def test_it_is_renewed_only_when_somebody_asks() -> None:
     source = Source(["a"])
     catalog = source.catalog()
-    assert catalog.page() == ["a"]
+    assert page(catalog) == ["a"]
     source.now += 1000
     assert source.reads == 1
     source.ids.append("b")
-    assert catalog.page() == ["a"]  # stale, and renewed meanwhile
+    assert page(catalog) == ["a"]  # stale, and renewed meanwhile
     catalog.join()
     assert source.reads == 2
-    assert catalog.page() == ["a", "b"]
+    assert page(catalog) == ["a", "b"]
     catalog.join()
     assert source.reads == 2
     assert source.renewed == [{"a"}, {"a", "b"}]
@@ -80,10 +84,10 @@ def test_it_is_renewed_only_when_somebody_asks() -> None:
 def test_while_it_is_renewed_nobody_waits_and_nobody_else_renews() -> None:
     source = Source(["a"])
     catalog = source.catalog(refresh=0)
-    catalog.page()
+    page(catalog)
     source.gate.clear()
     for _ in range(10):
-        assert catalog.page() == ["a"]
+        assert page(catalog) == ["a"]
     source.gate.set()
     catalog.join()
     assert source.reads == 2
@@ -94,13 +98,13 @@ def test_a_slow_listing_takes_a_tenth_of_the_time_at_most(takes: float, wait: fl
     source = Source(["a"])
     source.takes = takes
     catalog = source.catalog()
-    catalog.page()
+    page(catalog)
     source.now += wait - 0.01
-    catalog.page()
+    page(catalog)
     catalog.join()
     assert source.reads == 1
     source.now += 0.02
-    catalog.page()
+    page(catalog)
     catalog.join()
     assert source.reads == 2
 
@@ -110,7 +114,7 @@ def test_many_first_callers_share_one_listing() -> None:
     source.gate.clear()
     catalog = source.catalog()
     found: list[list[str]] = []
-    threads = [threading.Thread(target=lambda: found.append(catalog.page())) for _ in range(5)]
+    threads = [threading.Thread(target=lambda: found.append(page(catalog))) for _ in range(5)]
     for thread in threads:
         thread.start()
     source.gate.set()
@@ -122,12 +126,12 @@ def test_many_first_callers_share_one_listing() -> None:
 def test_a_listing_that_fails_leaves_the_last_one() -> None:
     source = Source(["a"])
     catalog = source.catalog()
-    catalog.page()
+    page(catalog)
     source.problem = StoreUnavailable("away", retry_after=1.0)
     source.ids = []
     for _ in range(3):
         source.now += 5
-        assert catalog.page() == ["a"]
+        assert page(catalog) == ["a"]
         catalog.join()
     assert source.reads == 4
 
@@ -138,11 +142,11 @@ def test_a_first_listing_that_fails_is_not_tried_by_every_caller() -> None:
     catalog = source.catalog()
     for _ in range(3):
         with pytest.raises(StoreUnavailable, match="away"):
-            catalog.page()
+            page(catalog)
     assert source.reads == 1
     source.problem = None
     source.now += 5
-    assert catalog.page() == ["a"]
+    assert page(catalog) == ["a"]
 
 
 def test_what_is_no_such_failure_is_not_hidden() -> None:
@@ -152,7 +156,7 @@ def test_what_is_no_such_failure_is_not_hidden() -> None:
 
     catalog = Catalog(read, refresh=1, clock=lambda: 0.0, on_renewed=nothing)
     with pytest.raises(ValueError, match="ours"):
-        catalog.page()
+        page(catalog)
 
 
 def nothing(ids: set[str]) -> None: ...

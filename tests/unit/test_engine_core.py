@@ -662,7 +662,7 @@ def test_a_busy_model_does_not_keep_the_kv_cache_from_another(
         package = engine._store.resolve(model)
         request = make_request([2, 3, 4], package=package, max_tokens=tokens, min_tokens=tokens)
         core._handle(Submit(request))
-        if core.cache.state(package.key, 0.0) == "loading":
+        if core.models.cache.state(package.key, 0.0) == "loading":
             core._handle(LoadResult(package, 0.0, FakeRunner(), 50))
         return request
 

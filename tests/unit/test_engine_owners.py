@@ -100,7 +100,7 @@ def test_who_has_nothing_does_not_wait_for_the_kv_cache_of_who_has_all(
         engine._gate.admitted += 1
         engine._gate.owned[owner] += 1
         core._handle(Submit(request))
-        if core.cache.state(package.key, 0.0) == "loading":
+        if core.models.cache.state(package.key, 0.0) == "loading":
             core._handle(LoadResult(package, 0.0, FakeRunner(), 50))
         return request
 
@@ -132,7 +132,7 @@ def test_two_owners_get_the_same_time_whatever_number_of_models_each_has(
             [2, 3], package=package, max_tokens=60, min_tokens=60, owner=owner, seed=1
         )
         core._handle(Submit(request))
-        if core.cache.state(package.key, 0.0) == "loading":
+        if core.models.cache.state(package.key, 0.0) == "loading":
             core._handle(LoadResult(package, 0.0, FakeRunner(), 50))
 
     for model in ("a", "b", "c"):

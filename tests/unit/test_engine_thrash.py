@@ -54,13 +54,13 @@ class World:
         # Its thread is not started: the test goes through the steps itself.
         self.core = engine._core
         self.core._loader.load = self._load  # type: ignore[method-assign]
-        evicted = self.core.cache._on_evict
+        evicted = self.core.models.cache._on_evict
 
         def count(key: str, reason: Any) -> None:
             self.evicted[key[0]] += 1
             evicted(key, reason)
 
-        self.core.cache._on_evict = count
+        self.core.models.cache._on_evict = count
         self.packages = {model: engine._store.resolve(model) for model in MODELS}
 
     def _load(self, package: Package) -> None:

@@ -33,7 +33,6 @@ from gpt2serve.engine.messages import (
     Waiting,
     settle,
 )
-from gpt2serve.engine.model_cache import ModelCache
 from gpt2serve.engine.observer import EngineStats, Observer, RequestSummary
 from gpt2serve.engine.packer import PackResult
 from gpt2serve.engine.preparation import PreparedRequest
@@ -123,10 +122,6 @@ class EngineCore:
         self._thread.join()
         self._loader.close()
         self.fetcher.close()
-
-    @property
-    def cache(self) -> ModelCache:
-        return self.models.cache
 
     # -- the loop -------------------------------------------------------------------------
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable
 
-from gpt2serve.engine.stores.backend import page_of, sort_key
+from gpt2serve.engine.stores.backend import sort_key
 from gpt2serve.errors import StoreUnavailable
 
 #: A listing may take at most one part in this many of the time.
@@ -39,17 +39,10 @@ class Catalog:
         self._problem: StoreUnavailable | None = None
         self._renewal: threading.Thread | None = None
 
-    def page(self, after: str = "", limit: int = 100) -> list[str]:
-        """Up to `limit` ids that come after the id `after`.
-
-        Raises `StoreUnavailable` if there was no list yet and there cannot be one now.
-        """
-        return page_of(self.keys(), after, limit)
-
     def keys(self) -> list[str]:
         """All ids, as sorted `sort_key`s: the same list until there is a new one.
 
-        Raises what `page` raises.
+        Raises `StoreUnavailable` if there was no list yet and there cannot be one now.
         """
         keys = self._keys
         if keys is not None:
