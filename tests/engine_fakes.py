@@ -7,7 +7,9 @@ reads a slot can tell whether the right sequence's cache is in it.
 from __future__ import annotations
 
 import hashlib
+import threading
 import zlib
+from collections.abc import Callable
 from collections.abc import Sequence as Items
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -52,6 +54,8 @@ DIMENSIONS = Dimensions(
     vocab_size=29, context_length=64, layers=1, heads=1, head_size=2, inner_size=8
 )
 EOS = 0
+#: Seconds, on a loaded machine.
+PATIENCE = 20.0
 #: Every token is one letter, except end-of-text and a space.
 LETTERS = [b"", b" ", *(bytes([ord("a") + n]) for n in range(26)), b"."]
 
@@ -306,6 +310,30 @@ class FakeRunner:
         for history in histories:
             assert (history >= 0).all(), "read a cache that was never written"
         return np.stack([fake_logits(history, self.salt) for history in histories])
+
+
+class FakeModels:
+    """Stands for `Runner` where models are loaded: says what each load gives.
+
+    `go` holds all loads up while it is cleared; each of `errors` fails one.
+    """
+
+    def __init__(self) -> None:
+        #: Ids, in the order in which they were loaded.
+        self.loaded: list[str] = []
+        self.errors: list[Exception] = []
+        self.make: Callable[[str], FakeRunner] = lambda _: FakeRunner()
+        self.go = threading.Event()
+        self.go.set()
+
+    def load(self, package: Path, manifest: Manifest, **_: Any) -> FakeRunner:
+        assert self.go.wait(PATIENCE)
+        if self.errors:
+            raise self.errors.pop(0)
+        made = self.make(manifest.id)
+        made.manifest = manifest
+        self.loaded.append(manifest.id)
+        return made
 
 
 def letters_tokenizer() -> bytes:

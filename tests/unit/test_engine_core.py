@@ -7,7 +7,7 @@ import itertools
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,15 +35,17 @@ from gpt2serve.package import MANIFEST_FILE, TOKENIZER_FILE, GenerationDefaults
 from tests.engine_fakes import (
     DIMENSIONS,
     EOS,
+    PATIENCE,
+    FakeModels,
     FakeRunner,
     letters_tokenizer,
     make_request,
     write_package,
 )
+from tests.unit.model_life import publish
 from tests.waiting import wait_until
 
 MIB = 2**20
-PATIENCE = 20.0
 TOKENIZER = {TOKENIZER_FILE: letters_tokenizer()}
 
 
@@ -59,49 +61,6 @@ class Gate(FakeRunner):
         self.reached.set()
         assert self.open.wait(PATIENCE)
         super()._count()
-
-
-class Loads:
-    """Stands for `Runner`: decides what a load gives."""
-
-    def __init__(self) -> None:
-        self.names: list[str] = []
-        self.make: Callable[[str], Any] = lambda _: FakeRunner()
-
-    def load(self, package: Path, manifest: Any, **_: Any) -> Any:
-        self.names.append(manifest.id)
-        return self.make(manifest.id)
-
-
-@pytest.fixture
-def loads(monkeypatch: pytest.MonkeyPatch) -> Loads:
-    made = Loads()
-    monkeypatch.setattr(loader, "Runner", made)
-    monkeypatch.setattr(loader, "heap_in_use", lambda: 0)
-    return made
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Path:
-    for model in ("a", "b", "c", "org/d"):
-        write_package(tmp_path, model, files=TOKENIZER, bytes_needed=100)
-    return tmp_path
-
-
-@pytest.fixture
-def opened(store: Path, loads: Loads) -> Iterator[Callable[..., Engine]]:
-    """Makes engines that are closed in the end; a closed gate never keeps the test waiting."""
-    engines: list[Engine] = []
-
-    def make(**options: Any) -> Engine:
-        room = {"model_cache_bytes": 1000, "kv_cache_bytes": MIB, "device": "cpu"}
-        engine = Engine(store, **(room | options))
-        engines.append(engine)
-        return engine
-
-    yield make
-    for engine in engines:
-        engine.close()
 
 
 def in_thread(function: Callable[[], Any]) -> tuple[threading.Thread, list[Any]]:
@@ -130,7 +89,8 @@ def outcome_of(function: Callable[[], Any], timeout: float = PATIENCE) -> Any:
 # -- life -------------------------------------------------------------------------------------
 
 
-def test_generates(opened: Callable[..., Engine], loads: Loads) -> None:
+def test_generates(folder: Path, opened: Callable[..., Engine], models: FakeModels) -> None:
+    publish(folder, "org/d")
     engine = opened()
     params = SamplingParams(seed=3, max_new_tokens=8, do_sample=True, num_return_sequences=2)
     result = engine.generate("org/d", "hello", params)
@@ -139,7 +99,7 @@ def test_generates(opened: Callable[..., Engine], loads: Loads) -> None:
     assert [generation.index for generation in result.generations] == [0, 1]
     assert all(generation.text.startswith("hello") for generation in result.generations)
     assert engine.generate("org/d", "hello", params).generations == result.generations
-    assert loads.names == ["org/d"]
+    assert models.loaded == ["org/d"]
     stats = engine.stats()
     assert (stats.requests_running, stats.requests_waiting, stats.kv_cache_used_bytes) == (0, 0, 0)
 
@@ -158,7 +118,6 @@ def test_each_sequences_seed_makes_it_again_alone(opened: Callable[..., Engine])
 
 def test_close_is_idempotent_and_final(opened: Callable[..., Engine]) -> None:
     engine = opened()
-    engine.start()
     engine.close()
     engine.close()
     assert isinstance(outcome_of(lambda: engine.generate("a", "x")), EngineClosed)
@@ -169,7 +128,7 @@ def test_close_is_idempotent_and_final(opened: Callable[..., Engine]) -> None:
 def test_close_while_it_starts(
     opened: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine = opened(preload=("a",))
+    engine = opened(preload=("a",), start=False)
     entered, go_on, start = threading.Event(), threading.Event(), engine._core.start
 
     def slow_start() -> None:
@@ -192,7 +151,7 @@ def test_close_while_it_starts(
 
 def test_loading_without_a_running_engine_is_an_error(opened: Callable[..., Engine]) -> None:
     # Nobody would ever answer.
-    engine = opened()
+    engine = opened(start=False)
     assert isinstance(outcome_of(lambda: engine.load("a"), 3), EngineClosed)
     engine.start()
     engine.load("a")
@@ -201,12 +160,12 @@ def test_loading_without_a_running_engine_is_an_error(opened: Callable[..., Engi
 
 
 def test_close_ends_everyone_running_or_waiting(
-    opened: Callable[..., Engine], loads: Loads
+    opened: Callable[..., Engine], models: FakeModels
 ) -> None:
     # "a" runs and fills the cache; "b" waits for room that the abort of "a" makes.
     engine = opened(model_cache_bytes=120)
     gate = Gate()
-    loads.make = lambda _: gate
+    models.make = lambda _: gate
     engine.start()
     requests = [in_thread(lambda model=model: engine.generate(model, "x")) for model in "aabc"]
     assert gate.reached.wait(PATIENCE)
@@ -230,7 +189,6 @@ def test_a_request_that_races_with_close_still_ends(
     from gpt2serve.engine import engine as module
 
     engine = opened()
-    engine.start()
     prepared = engine.prepare("a", "x", SamplingParams(max_new_tokens=3))
 
     class Slow(module.Request):
@@ -254,7 +212,6 @@ def test_a_caller_whose_loop_is_gone_does_not_stop_the_engine(
     opened: Callable[..., Engine],
 ) -> None:
     engine = opened()
-    engine.start()
     hold = threading.Event()
     engine._core.inbox.put(Call(lambda: hold.wait(PATIENCE)))
     assert asyncio.run(engine.ping(0.01)) is False
@@ -264,7 +221,7 @@ def test_a_caller_whose_loop_is_gone_does_not_stop_the_engine(
 
 def test_a_stuck_engine_thread_shows(opened: Callable[..., Engine]) -> None:
     """In numbers that keep growing although the thread that knows them is stuck."""
-    engine = opened()
+    engine = opened(start=False)
     assert engine.stats().unresponsive == 0
     assert engine.stats().requests_limit == engine.settings.max_queue
     assert not engine.takes_requests
@@ -281,11 +238,11 @@ def test_a_stuck_engine_thread_shows(opened: Callable[..., Engine]) -> None:
 
 
 def test_a_stuck_load_shows_while_nothing_else_happens(
-    opened: Callable[..., Engine], loads: Loads
+    opened: Callable[..., Engine], models: FakeModels
 ) -> None:
     engine = opened()
     may_load = threading.Event()
-    loads.make = lambda _: FakeRunner() if may_load.wait(PATIENCE) else None
+    models.make = lambda _: FakeRunner() if may_load.wait(PATIENCE) else None
     thread, _ = in_thread(lambda: engine.generate("a", "x", SamplingParams(max_new_tokens=2)))
     wait_until(lambda: engine.stats().oldest_load_wait > 0.3)
     assert engine.stats().unresponsive == 0, "the engine thread is idle"
@@ -294,10 +251,10 @@ def test_a_stuck_load_shows_while_nothing_else_happens(
     assert engine.stats().oldest_load_wait == 0
 
 
-def test_drain(opened: Callable[..., Engine], loads: Loads) -> None:
+def test_drain(opened: Callable[..., Engine], models: FakeModels) -> None:
     engine = opened()
     gate = Gate()
-    loads.make = lambda _: gate
+    models.make = lambda _: gate
     engine.start()
     thread, outcome = in_thread(lambda: engine.generate("a", "x", SamplingParams(max_new_tokens=2)))
     assert gate.reached.wait(PATIENCE)
@@ -314,11 +271,11 @@ def test_drain(opened: Callable[..., Engine], loads: Loads) -> None:
 
 
 def test_the_queue_is_bounded_and_its_places_come_back(
-    opened: Callable[..., Engine], loads: Loads
+    opened: Callable[..., Engine], models: FakeModels
 ) -> None:
     engine = opened(max_queue=2)
     gate = Gate()
-    loads.make = lambda _: gate
+    models.make = lambda _: gate
     engine.start()
     requests = [in_thread(lambda: engine.generate("a", "x")) for _ in range(2)]
     wait_until(lambda: engine._gate.admitted == 2)
@@ -409,7 +366,6 @@ def test_a_stream_tells_scores_first_whom_it_is_for_and_how_far_it_is(
     opened: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = opened()
-    engine.start()
     submitted: list[Submit] = []
     handle = engine._core._handlers[Submit]
     monkeypatch.setitem(
@@ -431,9 +387,9 @@ def test_a_stream_tells_scores_first_whom_it_is_for_and_how_far_it_is(
     assert [message.request.owner for message in submitted] == ["me"]
 
 
-def test_prefix_and_empty_prompt(store: Path, opened: Callable[..., Engine]) -> None:
+def test_prefix_and_empty_prompt(folder: Path, opened: Callable[..., Engine]) -> None:
     prefixed = GenerationDefaults(prefix="ab", max_length=6)
-    write_package(store, "prefixed", files=TOKENIZER, defaults=prefixed)
+    write_package(folder, "prefixed", files=TOKENIZER, defaults=prefixed)
     engine = opened()
     prepared = engine.prepare("prefixed", "cd")
     assert prepared.prompt_ids == [2, 3, 4, 5]
@@ -445,53 +401,53 @@ def test_prefix_and_empty_prompt(store: Path, opened: Callable[..., Engine]) -> 
 # -- models -----------------------------------------------------------------------------------
 
 
-def test_one_load_for_all_who_wait(opened: Callable[..., Engine], loads: Loads) -> None:
+def test_one_load_for_all_who_wait(opened: Callable[..., Engine], models: FakeModels) -> None:
     hold = threading.Event()
 
     def slow(_: str) -> FakeRunner:
         assert hold.wait(PATIENCE)
         return FakeRunner()
 
-    loads.make = slow
+    models.make = slow
     engine = opened()
-    engine.start()
     requests = [in_thread(lambda: engine.generate("a", "x")) for _ in range(5)]
     wait_until(lambda: engine._gate.admitted == 5)
     hold.set()
     for thread, outcome in requests:
         thread.join(PATIENCE)
         assert not isinstance(outcome[0], Exception)
-    assert loads.names == ["a"]
+    assert models.loaded == ["a"]
 
 
 def test_a_failed_load_ends_all_who_wait_and_is_forgotten_in_time(
-    opened: Callable[..., Engine], loads: Loads
+    opened: Callable[..., Engine], models: FakeModels
 ) -> None:
     def broken(_: str) -> Any:
         raise CorruptPackage("truncated")
 
-    loads.make = broken
+    models.make = broken
     engine = opened(load_retry_min=0.05, load_retry_max=0.1)
     first = outcome_of(lambda: engine.generate("a", "x"))
     assert isinstance(first, ModelLoadFailed)
     assert "truncated" in str(first)
     assert first.retry_after is not None
-    loads.make = lambda _: FakeRunner()
+    models.make = lambda _: FakeRunner()
     time.sleep(0.2)
     assert not isinstance(outcome_of(lambda: engine.generate("a", "x")), Exception)
     assert engine._gate.admitted == 0
 
 
-def test_a_broken_step_ends_its_batch_only(opened: Callable[..., Engine], loads: Loads) -> None:
+def test_a_broken_step_ends_its_batch_only(
+    opened: Callable[..., Engine], models: FakeModels
+) -> None:
     def make(model: str) -> FakeRunner:
         runner = FakeRunner()
         if model == "a":
             runner.fail_at = {2}
         return runner
 
-    loads.make = make
+    models.make = make
     engine = opened()
-    engine.start()
     params = SamplingParams(max_new_tokens=6, do_sample=True, seed=1)
     other, outcome = in_thread(lambda: engine.generate("b", "x", params))
     failed = outcome_of(lambda: engine.generate("a", "x", params))
@@ -504,7 +460,7 @@ def test_a_broken_step_ends_its_batch_only(opened: Callable[..., Engine], loads:
 
 
 def test_models_that_measure_more_than_predicted_do_not_stop_the_engine(
-    opened: Callable[..., Engine], loads: Loads, monkeypatch: pytest.MonkeyPatch
+    opened: Callable[..., Engine], models: FakeModels, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     memory = iter(range(0, 10**6, 200))
     monkeypatch.setattr(loader, "heap_in_use", lambda: next(memory))
@@ -516,16 +472,17 @@ def test_models_that_measure_more_than_predicted_do_not_stop_the_engine(
     assert asyncio.run(engine.ping(PATIENCE))
 
 
-def test_cancelling_while_the_model_loads(opened: Callable[..., Engine], loads: Loads) -> None:
+def test_cancelling_while_the_model_loads(
+    opened: Callable[..., Engine], models: FakeModels
+) -> None:
     hold = threading.Event()
 
     def slow(_: str) -> FakeRunner:
         assert hold.wait(PATIENCE)
         return FakeRunner()
 
-    loads.make = slow
+    models.make = slow
     engine = opened()
-    engine.start()
 
     async def scenario() -> None:
         prepared = engine.prepare("a", "x", SamplingParams(max_new_tokens=3))
@@ -539,23 +496,22 @@ def test_cancelling_while_the_model_loads(opened: Callable[..., Engine], loads: 
         await asyncio.wait_for(two.result(), PATIENCE)
 
     asyncio.run(scenario())
-    assert loads.names == ["a"]
+    assert models.loaded == ["a"]
     assert engine._gate.admitted == 0
 
 
 def test_a_cancelled_wait_makes_room_for_the_next_at_once(
-    store: Path, opened: Callable[..., Engine], loads: Loads
+    folder: Path, opened: Callable[..., Engine], models: FakeModels
 ) -> None:
     class Slow(FakeRunner):
         def _count(self) -> None:
             time.sleep(0.02)
             super()._count()
 
-    write_package(store, "large", files=TOKENIZER, bytes_needed=900)
-    loads.make = lambda model: Slow() if model == "a" else FakeRunner()
+    write_package(folder, "large", files=TOKENIZER, bytes_needed=900)
+    models.make = lambda model: Slow() if model == "a" else FakeRunner()
     # "a" measures at least half of what was predicted, so "large" waits and "b" would fit.
     engine = opened(model_cache_bytes=940)
-    engine.start()
     long = SamplingParams(min_new_tokens=60, max_new_tokens=60)
     running, _ = in_thread(lambda: engine.generate("a", "x", long))
     wait_until(lambda: engine.stats().sequences_running == 1)
@@ -571,13 +527,12 @@ def test_a_cancelled_wait_makes_room_for_the_next_at_once(
             await large.result()
 
     asyncio.run(scenario())
-    assert loads.names == ["a", "b"]
+    assert models.loaded == ["a", "b"]
 
 
-def test_preload_and_pin(opened: Callable[..., Engine], loads: Loads) -> None:
+def test_preload_and_pin(opened: Callable[..., Engine], models: FakeModels) -> None:
     engine = opened(model_cache_bytes=250, preload=("b",), pin=("a",))
-    engine.start()
-    assert loads.names == ["a", "b"]
+    assert models.loaded == ["a", "b"]
     engine.generate("c", "x")
     engine.generate("b", "x")
     states = {status.id: status.state for status in engine.list_models()}
@@ -585,7 +540,7 @@ def test_preload_and_pin(opened: Callable[..., Engine], loads: Loads) -> None:
 
 
 def test_pinning_what_does_not_fit_stops_the_start(opened: Callable[..., Engine]) -> None:
-    engine = opened(model_cache_bytes=90, pin=("a",))
+    engine = opened(model_cache_bytes=90, pin=("a",), start=False)
     with pytest.raises(ModelTooLarge):
         engine.start()
 
@@ -593,10 +548,19 @@ def test_pinning_what_does_not_fit_stops_the_start(opened: Callable[..., Engine]
 # -- listing ----------------------------------------------------------------------------------
 
 
-def test_pages_of_the_listing_lose_nothing(store: Path, opened: Callable[..., Engine]) -> None:
+def test_pages_of_the_listing_lose_nothing(folder: Path, opened: Callable[..., Engine]) -> None:
     # "-" and "." sort before "/", so organisations and models interleave in awkward ways.
-    for model in ("user/x", "user-2/x", "user.b/x", "user-3", "usera", "User/y", "org/b.c"):
-        write_package(store, model, files=TOKENIZER)
+    for model in (
+        "org/d",
+        "user/x",
+        "user-2/x",
+        "user.b/x",
+        "user-3",
+        "usera",
+        "User/y",
+        "org/b.c",
+    ):
+        write_package(folder, model, files=TOKENIZER)
     engine = opened()
     everything = [status.id for status in engine.list_models(limit=1000)]
     assert len(everything) == 11
@@ -609,20 +573,21 @@ def test_pages_of_the_listing_lose_nothing(store: Path, opened: Callable[..., En
 
 
 def test_models_deleted_since_the_last_look_do_not_make_a_page_short(
-    store: Path, opened: Callable[..., Engine]
+    folder: Path, opened: Callable[..., Engine]
 ) -> None:
     engine = opened(store_refresh=1000.0)
     assert [status.id for status in engine.list_models(limit=1)] == ["a"]  # makes the index
-    shutil.rmtree(store / "b")
+    shutil.rmtree(folder / "b")
     a, b = engine.list_models(limit=2)
     assert (a.id, b.id) == ("a", "b")
     assert (b.state, b.bytes) == ("cold", 0)
 
 
 def test_one_corrupt_package_does_not_hide_the_others(
-    store: Path, opened: Callable[..., Engine]
+    folder: Path, opened: Callable[..., Engine]
 ) -> None:
-    (store / "b" / "cpu-int8" / MANIFEST_FILE).write_text("{")
+    publish(folder, "org/d")
+    (folder / "b" / "cpu-int8" / MANIFEST_FILE).write_text("{")
     listed = [status.id for status in opened().list_models()]
     assert {"a", "c", "org/d"} <= set(listed)
 
@@ -636,21 +601,22 @@ def test_states(opened: Callable[..., Engine]) -> None:
     assert states["b"] == ("cold", 100)
 
 
-def test_impossible_combinations_of_settings(store: Path) -> None:
+def test_impossible_combinations_of_settings(folder: Path) -> None:
     with pytest.raises(SettingsError, match="precision"):
-        Engine(store, device="cpu", precision="fp16")
+        Engine(folder, device="cpu", precision="fp16")
     with pytest.raises(SettingsError):
         Engine()
     with pytest.raises(SettingsError, match="no_such"):
-        Engine(store, no_such=1)
+        Engine(folder, no_such=1)
 
 
 def test_a_busy_model_does_not_keep_the_kv_cache_from_another(
-    opened: Callable[..., Engine], loads: Loads
+    opened: Callable[..., Engine], models: FakeModels
 ) -> None:
     # Room for two sequences of "a", or for one long one of "b". "a" never has less than one.
     chunk, patience, ticks = 16, 1.0, itertools.count()
     engine = opened(
+        start=False,
         kv_cache_bytes=bytes_per_token(DIMENSIONS, "float32") * (2 * 32 + chunk + 4),
         prefill_chunk=chunk,
         model_max_wait=patience,
@@ -682,13 +648,12 @@ def test_a_busy_model_does_not_keep_the_kv_cache_from_another(
 
 
 def test_who_waits_for_room_that_was_pinned_away_is_told(
-    opened: Callable[..., Engine], loads: Loads
+    opened: Callable[..., Engine], models: FakeModels
 ) -> None:
     gate = Gate()
-    loads.make = lambda model: gate if model == "a" else FakeRunner()
+    models.make = lambda model: gate if model == "a" else FakeRunner()
     # The fake takes no memory, so "a" counts with what was predicted: 100.
     engine = opened(model_cache_bytes=120)
-    engine.start()
     running, _ = in_thread(lambda: engine.generate("a", "abc", SamplingParams(max_new_tokens=2)))
     assert gate.reached.wait(PATIENCE)
     waiting, outcome = in_thread(lambda: engine.generate("b", "abc"))

@@ -16,25 +16,19 @@ from gpt2serve.engine.messages import Submit
 from gpt2serve.engine.request import Request
 from gpt2serve.engine.stream import TokenStream
 from gpt2serve.errors import Overloaded
-from tests.engine_fakes import DIMENSIONS, FakeRunner, make_request
-from tests.unit.test_engine_core import (  # noqa: F401
-    PATIENCE,
-    Gate,
-    Loads,
-    loads,
-    opened,
-    store,
-)
+from tests.engine_fakes import DIMENSIONS, PATIENCE, FakeModels, FakeRunner, make_request
+from tests.unit.model_life import publish
+from tests.unit.test_engine_core import Gate
 
 FOREVER = 1e6
 
 
 def test_an_owner_has_no_more_of_the_queue_than_it_leaves(
-    opened: Callable[..., Engine],  # noqa: F811
-    loads: Loads,  # noqa: F811
+    opened: Callable[..., Engine],
+    models: FakeModels,
 ) -> None:
     gate = Gate()
-    loads.make = lambda _: gate
+    models.make = lambda _: gate
     engine = opened(max_queue=8)
     engine.start()
 
@@ -76,15 +70,15 @@ def test_an_owner_has_no_more_of_the_queue_than_it_leaves(
 
 @pytest.mark.parametrize(("owners", "gets_in"), [(("hot", "cold"), True), (("", ""), False)])
 def test_who_has_nothing_does_not_wait_for_the_kv_cache_of_who_has_all(
-    store: Path,  # noqa: F811
-    opened: Callable[..., Engine],  # noqa: F811
-    loads: Loads,  # noqa: F811
+    opened: Callable[..., Engine],
+    models: FakeModels,
     owners: tuple[str, str],
     gets_in: bool,
 ) -> None:
     # Room for two sequences of "a", or for one long one of "b". "a" never has less than one.
     chunk, ticks = 16, itertools.count()
     engine = opened(
+        start=False,
         kv_cache_bytes=bytes_per_token(DIMENSIONS, "float32") * (2 * 32 + chunk + 4),
         prefill_chunk=chunk,
         model_max_wait=FOREVER,
@@ -118,11 +112,13 @@ def test_who_has_nothing_does_not_wait_for_the_kv_cache_of_who_has_all(
 
 
 def test_two_owners_get_the_same_time_whatever_number_of_models_each_has(
-    opened: Callable[..., Engine],  # noqa: F811
-    loads: Loads,  # noqa: F811
+    folder: Path,
+    opened: Callable[..., Engine],
+    models: FakeModels,
 ) -> None:
     ticks = itertools.count()
-    engine = opened(clock=lambda: next(ticks) / 1000)
+    publish(folder, "org/d")
+    engine = opened(start=False, clock=lambda: next(ticks) / 1000)
     core = engine._core
     rows: dict[str, int] = {"many": 0, "one": 0}
 
