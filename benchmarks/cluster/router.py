@@ -85,7 +85,9 @@ class Router:
     def healthy(self) -> set[str]:
         """Addresses of the replicas that get requests."""
         answer = httpx.get(
-            f"http://127.0.0.1:{self.ports['admin']}/clusters", params={"format": "json"}
+            f"http://127.0.0.1:{self.ports['admin']}/clusters",
+            params={"format": "json"},
+            timeout=30,
         ).json()
         (replicas,) = [one for one in answer["cluster_statuses"] if one["name"] == "replicas"]
         return {
