@@ -44,6 +44,7 @@ def test_error_codes_are_pinned() -> None:
         if issubclass(error, errors.Gpt2ServeError)
     }
     assert codes == {
+        "ContextExceeded": "invalid_value",
         "CorruptPackage": "corrupt_package",
         "DeviceUnavailable": "device_unavailable",
         "EngineClosed": "draining",
