@@ -34,8 +34,9 @@ def by_going_through_all(models: dict[str, ModelCard | None], search: str) -> li
         texts = [text for one in shown for text in one.casefold().split()]
         if all(any(word in text for text in texts) for word in words):
             first = all(any(begins(word, text) for text in texts) for word in words)
-            ranked.append((not first, sort_key(model), model))
-    return [model for _, _, model in sorted(ranked)]
+            typed = model == search.strip()
+            ranked.append((not typed, not first, sort_key(model), model))
+    return [model for *_, model in sorted(ranked)]
 
 
 def index_of(models: dict[str, ModelCard | None]) -> SearchIndex:
@@ -45,12 +46,14 @@ def index_of(models: dict[str, ModelCard | None]) -> SearchIndex:
 
 @given(MODELS, SEARCHES)
 @example({"a/b": None, "a-b": None, "ab": None}, "b")
+@example({"a/b": None, "b": None}, " b ")
 def test_finds_the_same(models: dict[str, ModelCard | None], search: str) -> None:
     assert index_of(models).find(search, limit=1000) == by_going_through_all(models, search)
 
 
 @given(MODELS, SEARCHES, st.integers(1, 4))
 @example({"ab": None, "b": None}, "b", 1)
+@example({"a/b": None, "b": None, "b-a": None}, "b", 1)
 def test_pages_join_to_the_whole(
     models: dict[str, ModelCard | None], search: str, size: int
 ) -> None:

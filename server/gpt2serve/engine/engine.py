@@ -274,9 +274,10 @@ class Engine:
     ) -> list[ModelStatus]:
         """Up to `limit` models, in order of id, that come after the id `after`.
 
-        With a `search` those in which all its words occur, in id, title or handle; models in which
-        every word begins a part come first, and `after` is a place in that order. `state`, one of
-        `WARM_STATES`, leaves those that are in it; `allowed` those whose id it returns true for.
+        With a `search` those in which all its words occur, in id, title or handle; the one whose
+        id it is comes first, then those in which every word begins a part, and `after` is a place
+        in that order. `state`, one of `WARM_STATES`, leaves those that are in it; `allowed` those
+        whose id it returns true for.
 
         From the store's index, which may be some seconds old; of a store behind a URL, versions,
         titles and expected bytes are told only if they are known. Raises `StoreUnavailable`, or

@@ -25,8 +25,9 @@ class SearchIndex:
     """Ids in order of `sort_key`, and what their cards say. Never changes.
 
     A model is found if every word of the search occurs in its id, title or handle, whatever the
-    case of the letters. First come those in which every word begins a part: no letter or digit
-    stands before it. Models of one rank are in the order of their ids.
+    case of the letters. First comes the model whose id was typed in full, which could not be told
+    apart by typing more; then those in which every word begins a part: no letter or digit stands
+    before it. Models of one rank are in the order of their ids.
     """
 
     def __init__(self, keys: Sequence[str], cards: Mapping[str, ModelCard]) -> None:
@@ -49,8 +50,20 @@ class SearchIndex:
             # The first word's lines are gone through, so it should have few.
             words.sort(key=lambda word: self._plain.count(_encode(word)))
         plain = [_encode(word) for word in words]
-        found = self._ranked(plain, [_encode(_marked(word)) for word in words], after)
+        marked = [_encode(_marked(word)) for word in words]
+        found = self._exact_first(plain, marked, search.strip(), after)
         return [self.keys[line][:-1] for line in islice(found, limit)]
+
+    def _exact_first(
+        self, plain: list[bytes], marked: list[bytes], typed: str, after: str
+    ) -> Iterator[int]:
+        line = self._line_of(typed)
+        found = self._ranked(plain, marked, "" if after == typed else after)
+        if line is not None:
+            found = (other for other in found if other != line)
+            if not after:
+                found = chain([line], found)
+        return found
 
     def _ranked(self, plain: list[bytes], marked: list[bytes], after: str) -> Iterator[int]:
         begin = bisect_right(self.keys, sort_key(after)) if after else 0
@@ -64,12 +77,17 @@ class SearchIndex:
         return (line for line in found if not self._marked.has_all(line, marked))
 
     def _begins_with(self, model: str, marked: list[bytes]) -> bool:
-        line = bisect_left(self.keys, sort_key(model))
-        if line < len(self.keys) and self.keys[line] == sort_key(model):
+        line = self._line_of(model)
+        if line is not None:
             return self._marked.has_all(line, marked)
         # It has gone since; nobody knows its title any more.
         text = _encode(_marked(_line(model, None)))
         return all(word in text for word in marked)
+
+    def _line_of(self, model: str) -> int | None:
+        line = bisect_left(self.keys, sort_key(model))
+        found = line < len(self.keys) and self.keys[line] == sort_key(model)
+        return line if found else None
 
 
 class _Lines:
