@@ -299,6 +299,36 @@ def test_keyboard_and_screen_readers(page: Page, site: Site, server: Server) -> 
     assert part(page, "results").get_attribute("aria-busy") == "false"
 
 
+def test_a_text_can_be_selected(page: Page, site: Site, server: Server) -> None:
+    page.goto(site.publish(embedding(server, SHORT)))
+    page.get_by_role("button", name="Generate").click()
+    wait_for(page, "done")
+    page.evaluate("document.activeElement.blur()")
+    box = part(page, "result").bounding_box()
+    assert box is not None
+    page.mouse.move(box["x"] + 5, box["y"] + 9)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 150, box["y"] + 9, steps=3)
+    page.mouse.up()
+    assert len(page.evaluate("getSelection().toString()")) > 5
+    # On a phone the focus would bring the keyboard up.
+    assert page.evaluate("document.activeElement === document.body")
+    page.locator("gpt2-generate").evaluate("component => component.focus()")
+    assert part(page, "prompt").evaluate("node => node.getRootNode().activeElement === node")
+
+
+def test_a_prompt_that_was_set_before_the_component_was_there(
+    page: Page, site: Site, server: Server
+) -> None:
+    early = "<script>document.querySelector('gpt2-generate').prompt = 'Early';</script>"
+    component = f'<gpt2-generate model="{MODEL}" prompt="{PROMPT}"></gpt2-generate>'
+    page.goto(site.publish(component + early + embedding(server)))
+    page.locator("gpt2-generate:defined").wait_for()
+    assert page.get_by_label("Prompt").input_value() == "Early"
+    page.locator("gpt2-generate").evaluate("component => { component.prompt = 'Late'; }")
+    assert page.get_by_label("Prompt").input_value() == "Late"
+
+
 def test_attributes_are_watched(page: Page, site: Site, server: Server) -> None:
     page.goto(site.publish(embedding(server, SHORT)))
     component = page.locator("gpt2-generate")

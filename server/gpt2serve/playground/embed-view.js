@@ -15,7 +15,7 @@ export const WORDS = {
 export class View {
   #root;
   #shown = [];
-  #prompt = part("textarea", "prompt", { id: "prompt", rows: 2 });
+  #prompt = part("textarea", "prompt", { id: "prompt", rows: 2, dir: "auto" });
   #label = part("label", "label", { htmlFor: "prompt" });
   #generate = part("button", "button", { type: "submit" });
   #stop = part("button", "button stop", { type: "button", hidden: true });
@@ -55,6 +55,10 @@ export class View {
 
   set prompt(text) {
     this.#prompt.value = text;
+  }
+
+  focus(options) {
+    this.#prompt.focus(options);
   }
 
   /** Words of the page's own, or ours if it has none. */
@@ -101,7 +105,7 @@ export class View {
   #made(index, prompt) {
     if (!this.#shown[index]) {
       const made = part("span", "text");
-      const result = part("p", "result");
+      const result = part("p", "result", { dir: "auto" });
       const given = part("span", "given");
       given.textContent = prompt;
       result.append(given, made);

@@ -27,17 +27,26 @@ class Gpt2Generate extends HTMLElement {
 
   constructor() {
     super();
-    const root = this.attachShadow({ mode: "open", delegatesFocus: true });
+    const root = this.attachShadow({ mode: "open" });
     this.#view = new View(root, { onGenerate: () => this.generate(), onStop: () => this.stop() });
   }
 
+  connectedCallback() {
+    this.#takeOver("prompt");
+  }
+
   attributeChangedCallback(name, _, value) {
-    if (name === "prompt") this.prompt = value ?? "";
+    if (name === "prompt") this.#view.prompt = value ?? "";
     else this.#view.word(name, value);
   }
 
   disconnectedCallback() {
     this.stop();
+  }
+
+  // Not `delegatesFocus`: with it, a press on a text goes to the field, and nobody can select it.
+  focus(options) {
+    this.#view.focus(options);
   }
 
   /** What stands in the field. */
@@ -124,6 +133,14 @@ class Gpt2Generate extends HTMLElement {
     const { title, detail, status, code, field, retryAfter } = error;
     this.#view.showProblem(error);
     this.#dispatch("gpt2-error", { title, detail, status, code, field, retryAfter });
+  }
+
+  /** A property that a script set before this class was there is in the way of ours. */
+  #takeOver(name) {
+    if (!Object.hasOwn(this, name)) return;
+    const value = this[name];
+    delete this[name];
+    this[name] = value;
   }
 
   #dispatch(name, detail) {
