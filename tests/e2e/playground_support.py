@@ -32,7 +32,15 @@ HTML_CARD = {
     "example_prompts": ["<script>alert(1)</script>", "& <i>more</i>"],
     "picture": PICTURE,
 }
+#: The second name turns around what comes after it, where it is not kept apart.
+RIGHT_TO_LEFT_MODEL = "tests/right-to-left"
+RIGHT_TO_LEFT_CARD = {
+    "title": "\u05e9\u05dc\u05d5\u05dd",
+    "handle": "@\u202eolleh",
+    "example_prompts": ["\u05e9\u05dc\u05d5\u05dd,"],
+}
 PEOPLE = 30
+EXACT_MODEL = "person"  # as are the ends of thirty ids before it
 expect.set_options(timeout=15_000)
 
 
@@ -59,14 +67,16 @@ def site(page: Page, playground_server: Server) -> Playground:
 
 
 def build_store(samples: Path, store: Path) -> Path:
-    """The samples, thirty more models with cards, one with HTML in its card, a greedy one."""
+    """The samples, thirty more models with cards, and some that are odd."""
     for name in SAMPLES:
         copy_model(samples / name, store, name)
     source = samples / MODEL
     for number in range(PEOPLE):
         card = {"title": f"Person {number}", "handle": f"@person_{number}"}
         copy_model(source, store, f"people/person-{number:02}", card=card)
+    copy_model(source, store, EXACT_MODEL, card={"title": "Ordinary"})
     copy_model(source, store, HTML_MODEL, card=HTML_CARD)
+    copy_model(source, store, RIGHT_TO_LEFT_MODEL, card=RIGHT_TO_LEFT_CARD)
     defaults = {"do_sample": False, "temperature": 0.7, "max_new_tokens": 12}
     copy_model(source, store, GREEDY_MODEL, card={"title": "Greedy"}, generation_defaults=defaults)
     return store

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import re
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
+from tests.e2e.browser_support import Console
 from tests.e2e.playground_support import (
+    EXACT_MODEL,
     GREEDY_MODEL,
     HTML_CARD,
     HTML_MODEL,
@@ -66,6 +68,26 @@ def test_arrows_move_through_the_list_and_escape_leaves_it(site: Playground) -> 
     expect(site.model).to_have_value(MODEL)
 
 
+def test_what_is_typed_replaces_the_name_that_stands_there(site: Playground) -> None:
+    site.open_model()
+    for _ in range(2):  # without and with the focus
+        site.model.click()
+        expect(site.options).to_have_count(20)
+        site.page.keyboard.type("reagan")
+        expect(site.model).to_have_value("reagan")
+        expect(site.options).to_have_count(1)
+        site.model.press("Escape")
+
+
+def test_an_id_that_is_typed_in_full_is_the_first(site: Playground) -> None:
+    """However many others have it within them."""
+    site.open()
+    site.model.fill(EXACT_MODEL)
+    expect(site.options.first).to_contain_text("Ordinary")
+    site.model.press("Enter")
+    expect(site.name).to_have_text("Ordinary")
+
+
 def test_enter_before_the_list_is_there_takes_its_first(site: Playground) -> None:
     site.open()
     site.model.press_sequentially("person-07")
@@ -115,6 +137,40 @@ def test_addresses_lead_back_and_forward(site: Playground) -> None:
     expect(site.model).to_have_value("ronald-reagan")
     site.page.go_forward()
     expect(site.name).to_have_text("Person 3")
+
+
+def test_an_address_has_the_settings_too(site: Playground) -> None:
+    site.open_model()
+    site.number.fill("2")
+    site.set("Temperature", "0.7")
+    site.set("Stop at", "the\n\\n")
+    site.set("Seed", "7")
+    texts = site.run()
+    query = {"model": MODEL, "prompt": PROMPT, "num_return_sequences": "2"}
+    query |= {"temperature": "0.7", "stop": "the\n\\n", "seed": "7"}
+    assert dict(parse_qsl(urlsplit(site.page.url).query)) == query
+    address = site.page.url
+    site.open_model()
+    expect(site.page.locator("#changed")).to_be_hidden()
+    expect(site.number).to_have_value("5")
+    site.page.goto(address)
+    expect(site.page.locator("#changed")).to_have_text("3 changed")
+    assert site.run() == texts
+
+
+def test_a_prompt_that_is_too_long_for_an_address_outlives_a_reload(
+    site: Playground, console: Console
+) -> None:
+    console.expect("status of 422")
+    long = "one two three " * 1000
+    site.open_model()
+    site.prompt.evaluate("(field, text) => { field.value = text; }", long)
+    site.generate.click()
+    expect(site.problem).to_be_visible()
+    assert len(site.page.url) < 6000
+    site.page.reload()
+    expect(site.name).to_be_visible()
+    expect(site.prompt).to_have_value(long)
 
 
 def test_a_card_s_example_does_not_overwrite_what_somebody_wrote(site: Playground) -> None:
@@ -167,6 +223,30 @@ def test_a_seed_makes_the_same_text_again(site: Playground) -> None:
     site.finish()
     assert site.texts == before
     assert [site.seed_of(card) for card in site.cards.all()] == seeds
+
+
+def test_a_prediction_is_made_again_while_others_are_still_made(site: Playground) -> None:
+    site.open_model()
+    # The first one ends at once; the others, and the first once more, would go on for ever.
+    site.page.evaluate("""async () => {
+      const { server } = await import(new URL("playground/api.js", location.href));
+      const token = { index: 0, token: { text: " word" } };
+      const end = { index: 0, finish_reason: "eos", text: " word", tokens: 1, seed: 7 };
+      server.generate = async function* ({ seed }, signal) {
+        yield seed ? [token] : [token, end];
+        await new Promise((_, reject) => {
+          signal.addEventListener("abort", () => reject(signal.reason));
+        });
+      };
+    }""")
+    site.generate.click()
+    expect(site.running).to_have_count(4)
+    site.page.get_by_role("button", name="Make prediction 1 again").click()
+    facts = site.page.locator(".prediction .facts")
+    expect(facts).to_have_text(["", *["stopped"] * 4])
+    expect(site.running.locator(".made")).to_have_text([" word"])
+    site.stop.click()
+    expect(facts).to_have_text(["stopped"] * 5)
 
 
 def test_stop(site: Playground, playground_server: Server) -> None:

@@ -90,6 +90,34 @@ def test_an_overloaded_server_says_when_to_come_again(
         expect(site.problem).to_contain_text(re.compile(r"Try again in \d+ seconds?\."))
 
 
+def test_a_text_that_cannot_be_made_again_is_not_lost(site: Playground, console: Console) -> None:
+    console.expect(REFUSED)
+    site.open_model()
+    before, facts = site.run(), site.page.locator(".facts").all_inner_texts()
+    timing = site.page.locator("#timing").inner_text()
+    body = {"title": "Too many requests", "detail": "Full.", "code": "overloaded"}
+    site.page.route("**/generate", lambda route: route.fulfill(status=429, json=body))
+    site.page.get_by_role("button", name="Make prediction 2 again").click()
+    expect(site.problem).to_contain_text("Too many requests")
+    site.finish()
+    assert site.texts == before
+    assert site.page.locator(".facts").all_inner_texts() == facts
+    assert site.page.locator("#timing").inner_text() == timing
+
+
+def test_a_key_that_cannot_be_one(site: Playground) -> None:
+    """Headers carry no such letters: browsers refuse to send them."""
+    site.open_model()
+    site.page.get_by_text("API key").click()
+    site.page.locator("#key").fill("cut short\N{HORIZONTAL ELLIPSIS}")
+    site.page.locator("#key").press("Enter")
+    expect(site.problem).to_contain_text("This is no API key")
+    expect(site.problem).to_contain_text("Enter an API key below.")
+    above, below = (node.bounding_box() or {} for node in (site.problem, site.page.locator("#key")))
+    assert above["y"] < below["y"]
+    expect(site.page.locator("#key")).to_be_focused()
+
+
 def test_a_server_that_goes_away(
     page: Page, console: Console, serve: Callable[..., Server], playground_store: Path
 ) -> None:

@@ -21,6 +21,8 @@ from tests.e2e.playground_support import (
     HTML_MODEL,
     PICTURE,
     PROMPT,
+    RIGHT_TO_LEFT_CARD,
+    RIGHT_TO_LEFT_MODEL,
     Playground,
     expect,
 )
@@ -98,6 +100,71 @@ def test_nothing_moves_for_those_who_want_it_still(site: Playground) -> None:
     assert site.page.evaluate(moving) == 0
     site.page.emulate_media(reduced_motion="no-preference")
     assert site.page.evaluate(moving) > 0
+
+
+def test_texts_from_right_to_left(site: Playground) -> None:
+    site.page.set_viewport_size(PHONE)
+    site.open_model(RIGHT_TO_LEFT_MODEL)
+    site.number.fill("1")
+    site.set("Most new tokens", "1")
+    site.run()
+    screenshot(site.page, "playground-right-to-left")
+    begin = site.page.evaluate("""() => {
+      const prompt = document.querySelector(".prediction .prompt");
+      const text = prompt.parentElement.getBoundingClientRect();
+      return text.right - prompt.getClientRects()[0].right;
+    }""")
+    assert abs(begin) < 2, "it begins at the right"
+    # The id after the handle is not turned around.
+    site.model.fill(RIGHT_TO_LEFT_MODEL)
+    about = site.options.first.locator("bdi")
+    expect(about).to_have_text([RIGHT_TO_LEFT_CARD["handle"], RIGHT_TO_LEFT_MODEL])
+    expect(site.page.locator("#notice bdi")).to_have_text(RIGHT_TO_LEFT_CARD["title"])
+
+
+def test_what_is_chosen_can_be_seen_without_backgrounds(site: Playground) -> None:
+    """In the high contrast of an operating system there are no backgrounds and shadows."""
+    site.page.emulate_media(forced_colors="active")
+    site.open_model()
+    site.model.fill("person-1")
+    for chosen in (site.options.first, site.page.get_by_role("tab", selected=True)):
+        colour = "node => getComputedStyle(node).borderColor"
+        other = (
+            site.options.last
+            if chosen == site.options.first
+            else (site.page.get_by_role("tab", selected=False).last)
+        )
+        assert chosen.evaluate(colour) != other.evaluate(colour)
+    screenshot(site.page, "playground-forced-colors")
+
+
+def test_on_paper_there_are_the_texts(site: Playground) -> None:
+    site.page.emulate_media(color_scheme="dark")
+    site.open_model()
+    site.run()
+    site.page.emulate_media(media="print", color_scheme="dark")
+    expect(site.cards).to_have_count(5)
+    expect(site.page.locator("#notice")).to_be_visible()
+    for control in (site.generate, site.page.get_by_role("button", name="Copy").first):
+        expect(control).to_be_hidden()
+    assert site.page.locator(".made").first.evaluate("n => getComputedStyle(n).color") == (
+        "rgb(30, 30, 27)"
+    )
+
+
+def test_on_a_phone_the_texts_come_into_sight_and_can_be_stopped(site: Playground) -> None:
+    site.page.set_viewport_size(PHONE)
+    site.open_model()
+    site.set("Fewest new tokens", "240")
+    site.set("Most new tokens", "240")
+    site.number.fill("32")
+    site.generate.scroll_into_view_if_needed()
+    site.generate.click()
+    expect(site.page.locator("#notice")).to_be_in_viewport(ratio=1)
+    expect(site.cards.first).to_be_in_viewport()
+    expect(site.stop).to_be_in_viewport(ratio=1)
+    site.stop.click()
+    site.finish()
 
 
 def test_everything_that_takes_the_focus_has_a_name_and_shows_it(site: Playground) -> None:
@@ -184,6 +251,7 @@ def test_copies(site: Playground, context: BrowserContext) -> None:
     copy = site.page.get_by_role("button", name="Copy prediction 2")
     copy.click()
     expect(copy).to_have_text("Copied")
+    expect(site.page.locator("#announcer p").last).to_have_text("Copied")
     assert site.page.evaluate("navigator.clipboard.readText()") == texts[1]
 
 
@@ -206,7 +274,8 @@ def run_snippet(page: Page, language: str, code: str) -> str:
         return page.evaluate(
             f"async () => {{ const lines = []; {body} return lines.join('\\n'); }}"
         )
-    command = ["bash", "-c", code] if language == "curl" else [sys.executable, "-c", code]
+    # -S: Python's own library is enough.
+    command = ["bash", "-c", code] if language == "curl" else [sys.executable, "-S", "-c", code]
     done = subprocess.run(command, capture_output=True, check=True, timeout=30)
     output = done.stdout.decode()
     if language == "curl":

@@ -6,7 +6,7 @@ const PICTURE = /^(https:\/\/|data:image\/)/;
 
 /** `picture` is shown if it is of the addresses that the page allows, and can be loaded. */
 export function avatar({ id, name, picture }) {
-  const face = element("span", { className: "avatar", ariaHidden: "true" }, initial(name || id.split("/").at(-1)));
+  const face = element("span", { className: "avatar", ariaHidden: "true" }, initial(name) ?? initial(id.split("/").at(-1)));
   face.style.setProperty("--hue", hueOf(id));
   if (PICTURE.test(picture ?? "")) face.append(pictureOf(picture));
   return face;
@@ -19,9 +19,9 @@ function pictureOf(address) {
   return image;
 }
 
-function initial(name) {
-  const [first] = name.match(/[\p{L}\p{N}]/u) ?? ["?"];
-  return first.toUpperCase();
+/** The first letter or digit; undefined if there is none, as in a name of emoji. */
+function initial(name = "") {
+  return name.match(/[\p{L}\p{N}]/u)?.[0].toUpperCase();
 }
 
 /** The same for the same id, 0 to 359. */

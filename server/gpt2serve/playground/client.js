@@ -7,6 +7,12 @@ const BROKEN_OFF = {
   detail: "The connection ended before the text did. Try again in a moment.",
 };
 
+const NO_KEY = {
+  title: "This is no API key",
+  detail: "It has characters that no key has: it may be cut short, or another text.",
+  code: "unauthorized",
+};
+
 /** What went wrong, in words to show: an RFC 9457 document of the server, or one like it. */
 export class Problem extends Error {
   constructor({ title, detail = "", status = 0, code = null, field = null, retryAfter = null }) {
@@ -61,7 +67,8 @@ export class Client {
 
   async #call(path, options) {
     const key = this.#key();
-    const headers = { ...options.headers, ...(key && { Authorization: `Bearer ${key}` }) };
+    const headers = new Headers(options.headers);
+    if (key) authorize(headers, key);
     const response = await reached(new URL(path, this.#root), { ...options, headers });
     if (!response.ok) throw await problemOf(response);
     return response;
@@ -74,6 +81,15 @@ async function* unbroken(stream, signal) {
   } catch {
     signal.throwIfAborted();
     throw new Problem(BROKEN_OFF);
+  }
+}
+
+/** Throws `Problem` if the key has characters that no header can carry, such as an ellipsis. */
+function authorize(headers, key) {
+  try {
+    headers.set("Authorization", `Bearer ${key}`);
+  } catch {
+    throw new Problem(NO_KEY);
   }
 }
 

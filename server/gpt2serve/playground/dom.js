@@ -15,10 +15,23 @@ export function setText(node, text) {
   node.hidden = !text;
 }
 
+/** Has a screen reader say `text`. */
+export function announce(text) {
+  byId("announcer").append(element("p", {}, text));
+}
+
+/** Scrolls to `node` if little or nothing of it is in sight. */
+export function reveal(node) {
+  if (node.getBoundingClientRect().top < innerHeight * 0.75) return;
+  const still = matchMedia("(prefers-reduced-motion: reduce)").matches;
+  node.scrollIntoView({ block: "start", behavior: still ? "instant" : "smooth" });
+}
+
 /** Copies `text`; `button` says so for a moment. */
 export async function copy(text, button) {
   button.dataset.label ??= button.textContent;
   button.textContent = (await write(text)) ? "Copied" : "Not copied";
+  announce(button.textContent);
   setTimeout(() => (button.textContent = button.dataset.label), 1500);
 }
 

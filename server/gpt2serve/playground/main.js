@@ -2,16 +2,17 @@
 
 import { apiKey, GENERATE_URL, server, setApiKey } from "./api.js";
 import { avatar } from "./avatar.js";
-import { byId, copy, element, setText } from "./dom.js";
+import { announce, byId, copy, element, reveal, setText } from "./dom.js";
 import { Picker, suggestion } from "./picker.js";
-import { Prediction, showPredictions, showTiming } from "./predictions.js";
+import { keepResults, Prediction, showPredictions, showTiming } from "./predictions.js";
 import { hideProblem, showProblem } from "./problem.js";
 import { Run } from "./run.js";
-import { requestOf, showDefaults } from "./settings.js";
+import { readSettings, requestOf, showDefaults, writeSettings } from "./settings.js";
 import { LANGUAGES } from "./snippets.js";
 import { makeTabs } from "./tabs.js";
 
 const SUGGESTIONS = 6;
+const LONGEST_ADDRESS = 6000; // proxies refuse lines of 8 kB
 const form = byId("form");
 const prompt = byId("prompt");
 const picker = new Picker({ onChoice: visit, onProblem: showProblem });
@@ -21,7 +22,7 @@ let prefilled = ""; // the prompt that a card gave
 let language = "curl";
 let run = null;
 
-// --- which model, which prompt: the address says so -------------------------------------------
+// --- which model, prompt and settings: the address says so ------------------------------------
 
 /** Somebody has chosen a model: a new entry in the history. */
 function visit(id) {
@@ -34,13 +35,19 @@ function remember({ model, prompt: text }) {
   address.searchParams.set("model", model);
   if (text === null) address.searchParams.delete("prompt");
   else address.searchParams.set("prompt", text);
-  if (address.href !== location.href) history.pushState(null, "", address);
+  writeSettings(address.searchParams);
+  if (address.href.length > LONGEST_ADDRESS) address.searchParams.delete("prompt");
+  address.search = address.search.replaceAll("%2F", "/"); // as people write ids
+  const state = { prompt: text }; // the history keeps what the address cannot
+  if (address.href === location.href) history.replaceState(state, "");
+  else history.pushState(state, "", address);
 }
 
 /** Makes the page what the address says. */
 function followAddress() {
   const query = new URLSearchParams(location.search);
-  prompt.value = query.get("prompt") ?? prefilled;
+  prompt.value = history.state?.prompt ?? query.get("prompt") ?? prefilled;
+  readSettings(query);
   choose(query.get("model") ?? "");
 }
 
@@ -96,7 +103,7 @@ function showModel({ id, card, dimensions, generation_defaults: defaults, target
 function showExamples(examples) {
   if (prompt.value === prefilled) prompt.value = prefilled = examples[0] ?? "";
   const buttons = examples.map((text) => {
-    const button = element("button", { type: "button" }, text);
+    const button = element("button", { type: "button" }, element("span", { dir: "auto" }, text));
     button.addEventListener("click", () => {
       prompt.value = prefilled = text;
       showSnippet();
@@ -121,27 +128,32 @@ function withRequest(work) {
 function submit(request) {
   remember(request);
   const again = (seed, prediction) => {
-    start({ ...request, num_return_sequences: 1, seed }, [prediction]);
+    start({ ...request, num_return_sequences: 1, seed }, [prediction], keepResults());
   };
   const predictions = Array.from(
     { length: request.num_return_sequences },
     (_, index) => new Prediction(index + 1, request.prompt, again),
   );
-  const undo = showPredictions(predictions, name || request.model);
+  const undo = keepResults();
+  showPredictions(predictions, name || request.model);
   start(request, predictions, undo);
 }
 
-/** One run at a time: a new one ends the one before. `onRefused`: it never began. */
-async function start(request, predictions, onRefused = () => {}) {
+/** One run at a time: a new one ends the one before. If it never begins, `undo` is called. */
+async function start(request, predictions, undo) {
   run?.stop();
   hideProblem();
-  const started = (run = new Run(request, predictions, showTiming));
+  const onFirstToken = () => reveal(byId("results"));
+  const started = (run = new Run(request, predictions, { onTiming: showTiming, onFirstToken }));
   showRunning(true);
   try {
     await started.finished();
   } catch (error) {
     if (run !== started) return;
-    if (!started.hasBegun) onRefused();
+    if (!started.hasBegun) {
+      started.takeBack();
+      undo();
+    }
     showProblem(error);
   } finally {
     if (run === started) showRunning(false);
@@ -185,7 +197,10 @@ form.addEventListener("input", showSnippet);
 prompt.addEventListener("keydown", (event) => {
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) form.requestSubmit();
 });
-byId("stop-button").addEventListener("click", () => run?.stop());
+byId("stop-button").addEventListener("click", () => {
+  run?.stop();
+  announce("Stopped.");
+});
 byId("key").addEventListener("change", useKey);
 byId("key").addEventListener("keydown", (event) => {
   if (event.key !== "Enter") return;

@@ -26,9 +26,8 @@ export class Picker {
     this.#onChoice = onChoice;
     this.#onProblem = onProblem;
     this.#input.addEventListener("input", () => this.#search(PAUSE_MS));
-    this.#input.addEventListener("click", () => this.#popup.hidden && this.#search(0, ""));
+    this.#input.addEventListener("click", () => this.#popup.hidden && this.#openAll());
     this.#input.addEventListener("keydown", (event) => this.#onKey(event));
-    this.#input.addEventListener("focus", () => this.#input.select());
     this.#input.addEventListener("blur", () => this.#leave());
     // A press on the list must not take the focus from the input.
     this.#popup.addEventListener("mousedown", (event) => event.preventDefault());
@@ -51,8 +50,8 @@ export class Picker {
   #onKey(event) {
     const open = !this.#popup.hidden;
     const keys = {
-      ArrowDown: () => (open ? this.#move(+1) : this.#search(0, "")),
-      ArrowUp: () => (open ? this.#move(-1) : this.#search(0, "")),
+      ArrowDown: () => (open ? this.#move(+1) : this.#openAll()),
+      ArrowUp: () => (open ? this.#move(-1) : this.#openAll()),
       Enter: () => this.#onEnter(),
       Escape: () => this.#leave(),
     };
@@ -65,6 +64,12 @@ export class Picker {
   #onEnter() {
     if (this.#searching) this.#choosesFirst = true;
     else if (!this.#popup.hidden && this.#active >= 0) this.#choose(this.#entries[this.#active]);
+  }
+
+  /** The whole list; what is typed now replaces the name of the model. */
+  #openAll() {
+    this.#input.select();
+    this.#search(0, "");
   }
 
   #search(pause, text = this.#input.value.trim()) {
@@ -141,7 +146,9 @@ export class Picker {
 
 function option({ id, title, handle, picture }, index) {
   const name = element("span", { className: "name" }, title || id);
-  const about = element("span", { className: "handle" }, title ? [handle, id].filter(Boolean).join(" · ") : handle ?? "");
+  const about = element("span", { className: "handle" });
+  if (handle) about.append(element("bdi", {}, handle));
+  if (title) about.append(...(handle ? [" · "] : []), element("bdi", {}, id));
   const made = element(
     "li",
     { id: `model-option-${index}`, role: "option", ariaSelected: "false" },
@@ -155,7 +162,7 @@ function option({ id, title, handle, picture }, index) {
 /** A button that chooses the model, for readers who know no name. */
 export function suggestion({ id, title, picture }, onChoice) {
   const face = avatar({ id, name: title, picture });
-  const button = element("button", { type: "button" }, face, title || id);
+  const button = element("button", { type: "button" }, face, element("span", { className: "name" }, title || id));
   button.addEventListener("click", () => onChoice(id));
   return button;
 }

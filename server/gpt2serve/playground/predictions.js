@@ -1,6 +1,6 @@
 // The cards of the results, one for each sequence.
 
-import { byId, copy, element } from "./dom.js";
+import { announce, byId, copy, element } from "./dom.js";
 
 const REASONS = { eos: "end of text", length: "length limit", stop: "stop text" };
 
@@ -33,12 +33,20 @@ export class Prediction {
     this.start();
   }
 
+  /** Empties the card for a run; returns a function that takes this back. */
   start() {
+    const [text, made, facts] = [this.#text, [...this.#made.childNodes], [...this.#facts.children]];
+    const undo = () => {
+      this.#text = text;
+      this.#made.replaceChildren(...made);
+      this.#end(...facts);
+    };
     this.ended = false;
     this.#text = "";
     this.#made.replaceChildren();
     this.#facts.replaceChildren();
     this.node.classList.add("running");
+    return undo;
   }
 
   append(text) {
@@ -55,6 +63,7 @@ export class Prediction {
       element("span", {}, `${tokens} tokens, ${REASONS[reason] ?? reason}`),
     );
     this.#again.hidden = false;
+    // Whole texts only: token by token, nobody could listen to it.
     announce(`Prediction ${this.#number}: ${this.#prompt}${text}`);
   }
 
@@ -70,26 +79,23 @@ export class Prediction {
   }
 }
 
-/** Whole texts only: token by token, nobody could listen to it. */
-function announce(text) {
-  byId("announcer").append(element("p", {}, text));
+/** Puts new cards in place of those before. */
+export function showPredictions(predictions, name) {
+  byId("announcer").replaceChildren();
+  // A name that is written from right to left, or turns the rest around, stays what it is.
+  const by = element("span", {}, "Written by a machine, not by ", element("bdi", {}, name), ".");
+  byId("notice").replaceChildren(by);
+  byId("cards").replaceChildren(...predictions.map((prediction) => prediction.node));
+  byId("results").hidden = false;
 }
 
-/** Puts new cards in place of those before; returns a function that takes this back. */
-export function showPredictions(predictions, name) {
-  const [results, notice] = [byId("results"), byId("notice")];
-  const [cards, timing] = [byId("cards"), byId("timing")];
-  const before = { hidden: results.hidden, notice: notice.textContent };
-  const children = [cards, timing].map((node) => [...node.children]);
-  byId("announcer").replaceChildren();
-  notice.textContent = `Written by a machine, not by ${name}.`;
-  cards.replaceChildren(...predictions.map((prediction) => prediction.node));
-  results.hidden = false;
+/** A function that brings back the results that are shown now. */
+export function keepResults() {
+  const { hidden } = byId("results");
+  const kept = ["notice", "cards", "timing"].map(byId).map((node) => [node, [...node.childNodes]]);
   return () => {
-    results.hidden = before.hidden;
-    notice.textContent = before.notice;
-    cards.replaceChildren(...children[0]);
-    timing.replaceChildren(...children[1]);
+    for (const [node, children] of kept) node.replaceChildren(...children);
+    byId("results").hidden = hidden;
   };
 }
 

@@ -10,7 +10,8 @@ export function showProblem(error) {
   byId("problem-title").textContent = error.title;
   setText(byId("problem-detail"), [error.detail, advice(error)].filter(Boolean).join(" "));
   byId("problem").hidden = false;
-  if (error.status === 401) askForKey();
+  byId("problem").scrollIntoView({ block: "nearest" });
+  if (wantsKey(error)) askForKey();
   else if (error.field) blame(error.field);
 }
 
@@ -19,8 +20,13 @@ export function hideProblem() {
   byId("problem").hidden = true;
 }
 
-function advice({ status, retryAfter }) {
-  if (status === 401) return "Enter an API key above.";
+function wantsKey({ status, code }) {
+  return status === 401 || code === "unauthorized";
+}
+
+function advice(error) {
+  const { retryAfter } = error;
+  if (wantsKey(error)) return "Enter an API key below.";
   if (!retryAfter) return "";
   return `Try again in ${retryAfter} ${retryAfter === 1 ? "second" : "seconds"}.`;
 }

@@ -6,15 +6,18 @@ export class Run {
   #request;
   #predictions;
   #onTiming;
+  #onFirstToken;
+  #undo;
   #stop = new AbortController();
   #begin = performance.now();
   #first;
 
-  constructor(request, predictions, onTiming) {
+  constructor(request, predictions, { onTiming, onFirstToken }) {
     this.#request = request;
     this.#predictions = predictions;
     this.#onTiming = onTiming;
-    for (const prediction of predictions) prediction.start();
+    this.#onFirstToken = onFirstToken;
+    this.#undo = predictions.map((prediction) => prediction.start());
     onTiming({});
   }
 
@@ -23,9 +26,15 @@ export class Run {
     return this.#first !== undefined;
   }
 
+  /** Gives the predictions what they had before. */
+  takeBack() {
+    for (const undo of this.#undo) undo();
+  }
+
   /** The server notices that we have left, and stops too. */
   stop() {
     this.#stop.abort();
+    this.#breakOff("stopped"); // now: the next run may have one of these predictions
   }
 
   /** Until the last event. Throws `Problem`; a stop is no problem. */
@@ -33,23 +42,31 @@ export class Run {
     const { signal } = this.#stop;
     try {
       for await (const events of server.generate(this.#request, signal)) {
+        if (signal.aborted) return;
         for (const event of events) this.#on(event);
       }
     } catch (error) {
-      this.#breakOff(signal.aborted ? "stopped" : "failed");
-      if (!signal.aborted) throw error;
+      if (signal.aborted) return;
+      this.#breakOff("failed");
+      throw error;
     }
   }
 
   #on(event) {
     if (event.token) {
-      this.#first ??= performance.now() - this.#begin;
+      if (!this.hasBegun) this.#begun();
       this.#predictions[event.index].append(event.token.text);
     } else if (event.finish_reason) {
       this.#predictions[event.index].finish(event);
     } else if (event.timing) {
       this.#onTiming(this.#timing(event));
     }
+  }
+
+  #begun() {
+    this.#first = performance.now() - this.#begin;
+    this.#onTiming({ first: this.#first });
+    this.#onFirstToken();
   }
 
   #timing({ usage, timing }) {

@@ -15,6 +15,7 @@ const NUMBERS = [
   "repetition_penalty",
   "no_repeat_ngram_size",
 ];
+let drawsForUs = false; // "Draw at random" was set by this page, for one model
 
 /** The request that the form describes, without what is left to the model. Throws `Problem`. */
 export function requestOf(model) {
@@ -65,13 +66,38 @@ export function showDefaults(defaults) {
   most.placeholder = defaults.max_new_tokens ?? lengthWithPrompt(defaults.max_length) ?? "what fits";
   fewest.placeholder = defaults.min_new_tokens ?? lengthWithPrompt(defaults.min_length) ?? "0";
   do_sample.options[0].text = `default (${defaults.do_sample ? "yes" : "no"})`;
+  if (drawsForUs) do_sample.value = "";
   // Several predictions of a model that takes the likeliest token would all be the same.
-  if (!defaults.do_sample && !do_sample.value) do_sample.value = "true";
+  drawsForUs = !defaults.do_sample && !do_sample.value;
+  if (drawsForUs) do_sample.value = "true";
   showChanges();
 }
 
 function lengthWithPrompt(length) {
   return length ? `${length} in all` : null;
+}
+
+/** Writes what is set into the query of an address. */
+export function writeSettings(query) {
+  for (const field of linked()) {
+    if (field.value === usual(field)) query.delete(field.name);
+    else query.set(field.name, field.value);
+  }
+}
+
+/** Sets what the query of an address says. */
+export function readSettings(query) {
+  for (const field of linked()) field.value = query.get(field.name) ?? usual(field);
+  drawsForUs = false;
+  showChanges();
+}
+
+function linked() {
+  return [form.elements.num_return_sequences, ...settings()];
+}
+
+function usual(field) {
+  return field.defaultValue ?? ""; // a select has none
 }
 
 function settings() {
@@ -103,8 +129,10 @@ export function forgive() {
 }
 
 details.addEventListener("input", showChanges);
+form.elements.do_sample.addEventListener("input", () => (drawsForUs = false));
 byId("reset").addEventListener("click", () => {
   for (const field of settings()) field.value = "";
+  drawsForUs = false;
   showChanges();
   form.dispatchEvent(new Event("input")); // the snippets follow
 });

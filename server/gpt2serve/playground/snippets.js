@@ -20,13 +20,15 @@ function python(url, request, withKey) {
     ([name, value]) => `    ${JSON.stringify(name)}: ${pythonValue(value)},\n`,
   );
   return [
-    withKey ? "import os\n\n" : "",
-    "import httpx\n\n",
+    "import json\n",
+    withKey ? "import os\n" : "",
+    "from urllib.request import Request, urlopen\n\n",
+    `url = ${JSON.stringify(url)}\n`,
     `request = {\n${fields.join("")}}\n`,
-    withKey ? 'headers = {"Authorization": f"Bearer {os.environ[\'API_KEY\']}"}\n' : "",
-    `answer = httpx.post(${JSON.stringify(url)}, json=request, `,
-    withKey ? "headers=headers, timeout=60)\n" : "timeout=60)\n",
-    'for generation in answer.raise_for_status().json()["generations"]:\n',
+    `headers = {"Content-Type": "${JSON_TYPE}"}\n`,
+    withKey ? 'headers["Authorization"] = f"Bearer {os.environ[\'API_KEY\']}"\n' : "",
+    "answer = urlopen(Request(url, json.dumps(request).encode(), headers), timeout=60)\n",
+    'for generation in json.load(answer)["generations"]:\n',
     '    print(generation["text"])',
   ].join("");
 }
@@ -40,11 +42,13 @@ function pythonValue(value) {
 function javascript(url, request, withKey) {
   const key = withKey ? ", Authorization: `Bearer ${apiKey}`" : "";
   return [
+    withKey ? 'const apiKey = "YOUR_API_KEY";\n' : "",
     `const answer = await fetch(${JSON.stringify(url)}, {\n`,
     '  method: "POST",\n',
     `  headers: { "Content-Type": "${JSON_TYPE}"${key} },\n`,
     `  body: JSON.stringify(${JSON.stringify(request, null, 2).replaceAll("\n", "\n  ")}),\n`,
     "});\n",
+    "if (!answer.ok) throw new Error(await answer.text());\n",
     "const { generations } = await answer.json();\n",
     "for (const { text } of generations) console.log(text);",
   ].join("");
