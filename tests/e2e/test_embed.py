@@ -141,6 +141,7 @@ def test_errors_of_the_server_can_be_read(
     assert [detail["status"] for detail in details] == [422, 404]
     assert [detail["code"] for detail in details] == ["invalid_value", "model_not_found"]
     assert [detail["field"] for detail in details] == ["temperature", "model"]
+    assert all(detail["requestId"] for detail in details)
 
 
 def test_it_says_when_to_try_again(page: Page, console: Console, site: Site, serve: Any) -> None:

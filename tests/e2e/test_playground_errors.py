@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +13,7 @@ import pytest
 
 from gpt2serve.api.key_file import digest_of, new_key
 from tests.e2e.browser_support import Console, screenshot
-from tests.e2e.playground_support import MODEL, Playground, expect, streaming
+from tests.e2e.playground_support import MODEL, Playground, copy_model, expect, streaming
 from tests.e2e.server_support import LONG, Server
 
 if TYPE_CHECKING:
@@ -103,6 +104,19 @@ def test_a_text_that_cannot_be_made_again_is_not_lost(site: Playground, console:
     assert site.texts == before
     assert site.page.locator(".facts").all_inner_texts() == facts
     assert site.page.locator("#timing").inner_text() == timing
+
+
+def test_a_reader_can_tell_the_operator_which_request_failed(
+    site: Playground, console: Console, playground_store: Path
+) -> None:
+    console.expect("status of 503")
+    copy_model(playground_store / MODEL, playground_store, "tests/broken")
+    (playground_store / "tests/broken/cpu-int8/model.onnx.data").write_bytes(b"cut short")
+    with site.page.expect_response("**/info") as answer:
+        site.open(model="tests/broken")
+    request_id = answer.value.headers["x-request-id"]
+    expect(site.problem).to_contain_text(f"The request's id is {request_id}.")
+    shutil.rmtree(playground_store / "tests/broken")
 
 
 def test_a_key_that_cannot_be_one(site: Playground) -> None:

@@ -15,9 +15,10 @@ const NO_KEY = {
 
 /** What went wrong, in words to show: an RFC 9457 document of the server, or one like it. */
 export class Problem extends Error {
-  constructor({ title, detail = "", status = 0, code = null, field = null, retryAfter = null }) {
+  constructor({ title, detail = "", status = 0, code = null, field = null, ...answer }) {
     super(title);
-    Object.assign(this, { title, detail, status, code, field, retryAfter });
+    const { retryAfter = null, requestId = null } = answer;
+    Object.assign(this, { title, detail, status, code, field, retryAfter, requestId });
   }
 }
 
@@ -59,7 +60,7 @@ export class Client {
       const events = (done < 0 ? datas : datas.slice(0, done)).map((data) => JSON.parse(data));
       const failed = events.find((event) => event.error);
       yield events.filter((event) => !event.error);
-      if (failed) throw new Problem(failed.error);
+      if (failed) throw new Problem({ ...failed.error, requestId: requestIdOf(response) });
       if (done >= 0) return;
     }
     throw new Problem(BROKEN_OFF);
@@ -115,12 +116,17 @@ function unreachable(url) {
 }
 
 async function problemOf(response) {
-  const { status } = response;
+  const { status, statusText } = response;
   const retryAfter = Number.parseInt(response.headers.get("Retry-After"), 10) || null;
+  const answer = { status, retryAfter, requestId: requestIdOf(response) };
   try {
-    return new Problem({ ...(await response.json()), status, retryAfter });
+    return new Problem({ ...(await response.json()), ...answer });
   } catch {
     // Something between us and the server has answered in its own way.
-    return new Problem({ title: `The answer was ${status} ${response.statusText}`, status, retryAfter });
+    return new Problem({ title: `The answer was ${status} ${statusText}`.trim(), ...answer });
   }
+}
+
+function requestIdOf(response) {
+  return response.headers.get("X-Request-Id");
 }

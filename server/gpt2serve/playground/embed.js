@@ -130,9 +130,9 @@ class Gpt2Generate extends HTMLElement {
 
   #fail(error) {
     if (!(error instanceof Problem)) throw error; // a mistake of ours belongs in the console
-    const { title, detail, status, code, field, retryAfter } = error;
+    const { title, detail, status, code, field, retryAfter, requestId } = error;
     this.#view.showProblem(error);
-    this.#dispatch("gpt2-error", { title, detail, status, code, field, retryAfter });
+    this.#dispatch("gpt2-error", { title, detail, status, code, field, retryAfter, requestId });
   }
 
   /** A property that a script set before this class was there is in the way of ours. */

@@ -25,10 +25,13 @@ function wantsKey({ status, code }) {
 }
 
 function advice(error) {
-  const { retryAfter } = error;
+  const { status, retryAfter, requestId } = error;
   if (wantsKey(error)) return "Enter an API key below.";
-  if (!retryAfter) return "";
-  return `Try again in ${retryAfter} ${retryAfter === 1 ? "second" : "seconds"}.`;
+  const words = [];
+  if (retryAfter) words.push(`Try again in ${retryAfter} ${retryAfter === 1 ? "second" : "seconds"}.`);
+  // What the operator needs to find this in the log.
+  if (status >= 500 && requestId) words.push(`The request's id is ${requestId}.`);
+  return words.join(" ");
 }
 
 function askForKey() {
