@@ -310,9 +310,10 @@ def test_the_example(server: Server) -> None:
     assert done.stdout.count(PROMPT) == 3
 
 
-def test_endpoint_info(server: Server) -> None:
-    info = client(server, MODEL).get_endpoint_info()
-    assert (info["id"], info["model_id"], info["max_total_tokens"]) == (MODEL, MODEL, 256)
+@BOTH
+def test_endpoint_info(server: Server, model: str) -> None:
+    info = client(server, model).get_endpoint_info()
+    assert (info["id"], info["model_id"], info["max_total_tokens"]) == (model, model, 256)
     with pytest.raises(HfHubHTTPError):
         client(server, "nobody").get_endpoint_info()
 

@@ -27,6 +27,7 @@ from gpt2serve.settings import engine_settings
 from tests.unit.api_support import (
     DONE,
     GOOD,
+    MANIFEST,
     PROMPT,
     STEPS,
     TEXT,
@@ -525,6 +526,15 @@ def test_model_info_shows_no_paths() -> None:
     info = answer.json()
     assert (info["id"], info["version"], info["card"]["title"]) == ("me/model", "ab" * 8, "Me")
     assert "somebody" not in answer.text
+
+
+@pytest.mark.parametrize("at", ["/models/a/copy/info", "/v1/models/a/copy"])
+def test_a_package_that_was_copied_answers_to_its_folders_name(
+    at: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its manifest has the id that it was exported under."""
+    monkeypatch.setattr(FakeEngine, "describe", lambda *_: MANIFEST)
+    assert Served().request("GET", at).json()["id"] == "a/copy"
 
 
 def test_unknown_model_info() -> None:

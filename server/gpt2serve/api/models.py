@@ -158,10 +158,11 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     max_total_tokens: Annotated[int, Meta(description="Of prompt and generated text together.")]
 
     @classmethod
-    def of(cls, manifest: Manifest, settings: EngineSettings) -> ModelInfo:
+    def of(cls, model: str, manifest: Manifest, settings: EngineSettings) -> ModelInfo:
+        """Of the model of that id; a package that was copied still has another in its manifest."""
         context = manifest.dimensions.context_length
         return cls(
-            id=manifest.id,
+            id=model,
             version=manifest.version,
             target=manifest.target,
             precision=manifest.precision,
@@ -170,7 +171,7 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
             generation_defaults=manifest.generation_defaults,
             card=manifest.card,
             verification=manifest.verification,
-            model_id=manifest.id,
+            model_id=model,
             model_dtype=manifest.precision,
             max_concurrent_requests=settings.max_queue,
             max_best_of=settings.max_batch_size,
@@ -243,8 +244,9 @@ async def describe_model(
     name: ModelName,
     owner: ModelOwner = "",
 ) -> ModelInfo:
-    manifest = await manifest_of(service, exchange, model_id(owner, name))
-    return ModelInfo.of(manifest, service.engine.settings)
+    model = model_id(owner, name)
+    manifest = await manifest_of(service, exchange, model)
+    return ModelInfo.of(model, manifest, service.engine.settings)
 
 
 async def manifest_of(service: Service, exchange: Exchange, model: str) -> Manifest:

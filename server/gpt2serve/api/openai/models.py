@@ -61,8 +61,9 @@ async def retrieve_model_object(
     name: ModelName,
     owner: ModelOwner = "",
 ) -> ModelObject:
-    manifest = await manifest_of(service, exchange, model_id(owner, name))
-    return _model_object(manifest.id)
+    model = model_id(owner, name)
+    await manifest_of(service, exchange, model)
+    return _model_object(model)
 
 
 def _model_object(model: str) -> ModelObject:
