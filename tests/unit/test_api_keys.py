@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import functools
 import os
 import threading
@@ -425,6 +426,27 @@ def test_a_file_that_cannot_be_used_changes_nothing(
     clock.now += 1
     assert generate(served, NEW).status_code == 200
     assert f"{RELOADED} 1.0" in served.request("GET", "/metrics").text
+
+
+def test_a_file_that_could_not_be_read_is_tried_again(
+    served: Served, file: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was in the way, rights or too many open files, need not touch the file when it goes."""
+    replace_file(file, f"{hashed(NEW)} carol\n")
+
+    def refuse(_: Path) -> bytes:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", refuse)
+        for _ in range(3):
+            clock.now += 1
+            assert generate(served, ALICE).status_code == 200
+    (told,) = [line for line in served.log if line["level"] == "error"]
+    assert "Too many open files" in told["error"]
+    clock.now += 1
+    assert generate(served, ALICE).status_code == 401
+    assert generate(served, NEW).status_code == 200
 
 
 def test_an_empty_file_lets_nobody_in(served: Served, file: Path, clock: Clock) -> None:

@@ -51,6 +51,7 @@ def test_a_file_may_be_empty(text: str) -> None:
         (f"{A}0 alice", "begins with no"),
         (A.replace("sha256", "md5") + " alice", "begins with no"),
         (A[7:] + " alice", "begins with no"),
+        (hashed("") + " alice", "the hash of an empty key"),
         (A, "has no name"),
         (f"{A} .hidden", "has no name"),
         (f"{A} rate=60", "has no name"),

@@ -26,6 +26,8 @@ KEY_PREFIX = "gpt2serve_"
 #: The most tokens a minute that a key can be given; the limit is there to find typing errors.
 MOST_TOKENS = 10**12
 
+#: What `sha256sum` makes of nothing, such as a variable that is not set.
+_HASH_OF_NOTHING = hashlib.sha256(b"").digest()
 _HASH = re.compile(r"sha256:([0-9a-fA-F]{64})")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@+-]{0,63}")
 _RATE = re.compile(r"[1-9][0-9]{0,12}")
@@ -94,6 +96,8 @@ def parse_line(line: str) -> ApiKey:
             "begins with no `sha256:` and 64 hex digits; `python -m gpt2serve.keys NAME` makes a "
             "key and its line"
         )
+    if bytes.fromhex(digest[1]) == _HASH_OF_NOTHING:
+        raise WrongLine("has the hash of an empty key")
     if len(fields) < 2 or not _NAME.fullmatch(fields[1]):
         raise WrongLine(
             "has no name behind the hash: up to 64 letters, digits, and . _ @ + -, the first a "

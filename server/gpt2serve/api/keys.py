@@ -28,11 +28,11 @@ CHECK_SECONDS = 1.0
 PATIENCE_SECONDS = 1.0
 
 #: What differs if the file was written to or replaced; None if it could not be read.
-_Stamp = tuple[int, int, int] | None
+_Stamp = tuple[int, ...] | None
 
 
 class _Look(NamedTuple):
-    """The file, as it is now."""
+    """The file, as it is now. What could not be read has no stamp, so it is tried again."""
 
     stamp: _Stamp
     keys: Mapping[bytes, ApiKey]
@@ -55,6 +55,8 @@ class Keyring:
         if look.error is not None:
             raise look.error
         self._stamp = look.stamp
+        #: What the log was told last of a file that cannot be used.
+        self._told = ""
         #: Whether the keys that hold are those of the file: it could be used when it last changed.
         self.current = True
         self._use(look.keys)
@@ -95,12 +97,12 @@ class Keyring:
             return
         self._stamp = look.stamp
         self.current = look.error is None
-        if look.error is not None:
-            # Once, as the stamp is that of the broken file now.
-            self._log.error("API keys not reloaded: the old ones still hold", error=str(look.error))
-        else:
+        told, self._told = self._told, str(look.error or "")
+        if look.error is None:
             self._use(look.keys)
             self._log.info("API keys reloaded", keys=len(self))
+        elif self._told != told:
+            self._log.error("API keys not reloaded: the old ones still hold", error=self._told)
 
     def _use(self, keys: Mapping[bytes, ApiKey]) -> None:
         """Who keeps its name keeps what it has left, even with another key."""
@@ -146,17 +148,20 @@ def _look_again(path: Path, known: _Stamp) -> _Look | None:
 
 def _look_at(path: Path) -> _Look:
     origin = f"api_key_file {path}"
-    stamp: _Stamp = None
     try:
         stamp = _stamp(path)  # first, so that what is written while we read changes it
-        return _Look(stamp, parse_keys(path.read_text(encoding="utf-8-sig"), origin))
+        content = path.read_bytes()
+    except OSError as error:
+        reason = error.strerror or error
+        return _Look(None, {}, SettingsError(f"{origin} cannot be read: {reason}."))
+    try:
+        return _Look(stamp, parse_keys(content.decode("utf-8-sig"), origin))
     except SettingsError as error:
         return _Look(stamp, {}, error)
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not UTF-8"
-        return _Look(stamp, {}, SettingsError(f"{origin} cannot be read: {reason}."))
+    except UnicodeDecodeError:
+        return _Look(stamp, {}, SettingsError(f"{origin} cannot be read: not UTF-8."))
 
 
 def _stamp(path: Path) -> _Stamp:
     stat = path.stat()
-    return stat.st_mtime_ns, stat.st_size, stat.st_ino
+    return stat.st_mtime_ns, stat.st_ctime_ns, stat.st_size, stat.st_ino
