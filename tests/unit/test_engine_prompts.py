@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import tokenizers
 
@@ -15,7 +16,7 @@ from gpt2serve.engine.text import TextStream, whole_characters
 from gpt2serve.engine.tokenizer import Tokenizer
 from gpt2serve.errors import InvalidRequest
 from gpt2serve.package import GenerationDefaults
-from tests.engine_fakes import EOS, letters_tokenizer, manifest
+from tests.engine_fakes import DIMENSIONS, EOS, letters_tokenizer, manifest
 
 PREFIXED = manifest(defaults=GenerationDefaults(prefix="ab"))
 
@@ -41,6 +42,20 @@ def test_what_is_no_prompt_is_refused_by_name(tokenizer: Tokenizer, prompt: Any)
     with pytest.raises(InvalidRequest) as caught:
         tokenise(prompt, PREFIXED, tokenizer)
     assert caught.value.field == "prompt"
+
+
+@pytest.mark.parametrize("prompt", ["a" * 16_385, "\U0001f600" * 4_097, "\ud800" * 16_385])
+def test_what_cannot_fit_is_refused_before_it_is_tokenised(prompt: str) -> None:
+    described = manifest(dimensions=msgspec.structs.replace(DIMENSIONS, context_length=128))
+    with pytest.raises(InvalidRequest, match="too few for 163[0-9]+ bytes") as caught:
+        tokenise(prompt, described, None)  # type: ignore[arg-type]
+    assert caught.value.field == "prompt"
+
+
+@pytest.mark.parametrize("prompt", ["\ud800", "a" * 300 + "\ud800"])
+def test_half_of_a_character_is_no_text(tokenizer: Tokenizer, prompt: str) -> None:
+    with pytest.raises(InvalidRequest, match="not valid Unicode"):
+        tokenise(prompt, manifest(), tokenizer)
 
 
 def test_a_character_that_the_prompt_begins_is_ended_by_the_text() -> None:

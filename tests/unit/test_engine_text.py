@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -263,6 +265,21 @@ def test_every_single_token_has_bytes(file: Path) -> None:
     made = {ours.token_bytes(token) for token in vocabulary.values()}
     assert every <= made
     assert [ours.token_bytes(n) for n in range(theirs.get_vocab_size())].count(b"") == 1
+
+
+def test_a_long_text_lets_other_threads_work(file: Path) -> None:
+    """Or whoever sends one stops all models, and all clients, while it is tokenised."""
+    ours, theirs = loaded(file)
+    text = "We the people \U0001f600<|endoftext|>" * 4000
+    encoded: list[list[int]] = []
+    thread = threading.Thread(target=lambda: encoded.append(ours.encode(text)))
+    turns = 0
+    thread.start()
+    while thread.is_alive():
+        time.sleep(0.001)
+        turns += 1
+    assert turns > 5
+    assert encoded == [theirs.encode(text).ids]
 
 
 def test_padding_and_truncation_of_the_file_are_ignored(file: Path, tmp_path: Path) -> None:

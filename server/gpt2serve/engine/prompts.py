@@ -14,8 +14,8 @@ from gpt2serve.package import Manifest
 #: A text, or token ids.
 Prompt = str | Sequence[int]
 
-#: GPT-2's longest token has 128 characters, so a prompt with more for each place in the
-#: context cannot fit, and is refused before it is tokenised.
+#: GPT-2's longest token has 128 bytes, so a prompt with more for each place in the context
+#: cannot fit, and is refused before it is tokenised.
 LONGEST_TOKEN = 128
 
 
@@ -42,9 +42,10 @@ def tokenise(prompt: Prompt, manifest: Manifest, tokenizer: Tokenizer) -> Tokeni
 
 
 def _text(prompt: str, manifest: Manifest, tokenizer: Tokenizer) -> Tokenised:
-    if len(prompt) > manifest.dimensions.context_length * LONGEST_TOKEN:
+    size = len(prompt.encode(errors="replace"))
+    if size > manifest.dimensions.context_length * LONGEST_TOKEN:
         context = manifest.dimensions.context_length
-        raise ContextExceeded.by("prompt", context, f"too few for {len(prompt)} characters")
+        raise ContextExceeded.by("prompt", context, f"too few for {size} bytes")
     prefix = manifest.generation_defaults.prefix
     ids = tokenizer.encode(prefix + prompt)
     if not ids:
