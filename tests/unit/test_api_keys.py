@@ -275,6 +275,52 @@ def test_the_hugging_face_surface_says_so_in_its_own_shape(served: Served) -> No
     assert answer.headers["www-authenticate"] == "Bearer"
 
 
+# -- turns ------------------------------------------------------------------------------------
+
+
+def test_one_key_leaves_threads_to_others(file: Path) -> None:
+    """What one asks the store, or has tokenised, may take long."""
+    go_on = threading.Event()
+    slow = threading.Semaphore(0)
+
+    class SlowForAlice(CountingEngine):
+        def prepare(self, model: str, prompt: Any, params: Any) -> Any:
+            if prompt == "slow":
+                slow.release()
+                assert go_on.wait(20)
+            return super().prepare(model, prompt, params)
+
+        def list_models(self, **options: Any) -> Any:
+            if options["search"] == "slow":
+                slow.release()
+                assert go_on.wait(20)
+            return super().list_models(**options)
+
+    served = Served(SlowForAlice(), api_key_file=file)
+
+    async def main() -> None:
+        body = GOOD | {"prompt": "slow"}
+        flood = [
+            send(served.app, "POST", "/generate", json=body, headers=bearer(ALICE))
+            for _ in range(40)
+        ]
+        flood += [
+            send(served.app, "GET", "/models?search=slow", headers=bearer(ALICE)) for _ in range(40)
+        ]
+        answers = asyncio.gather(*flood)
+        try:
+            await asyncio.to_thread(slow.acquire)
+            async with asyncio.timeout(10):
+                answer = await send(served.app, "POST", "/generate", json=GOOD, headers=bearer(BOB))
+            assert answer.status_code == 200
+        finally:
+            go_on.set()
+        assert {answer.status_code for answer in await answers} == {200}
+
+    asyncio.run(main())
+    assert served.engine.owners[0] == "bob"
+
+
 # -- how much ---------------------------------------------------------------------------------
 
 

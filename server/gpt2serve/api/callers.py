@@ -5,12 +5,20 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterable
-from typing import Protocol
+from typing import ParamSpec, Protocol, TypeVar
 
 from gpt2serve.api.key_file import ApiKey
 from gpt2serve.api.token_bucket import Taken, TokenBucket
 from gpt2serve.errors import Gpt2ServeError
+
+#: What one key has done in threads at the same time. All share those of the event loop, which are
+#: five or more: tokenising, searching and asking the store take milliseconds to seconds.
+THREADS_EACH = 2
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 
 
 class ModelNotAllowed(Gpt2ServeError):
@@ -68,6 +76,10 @@ class Caller:
         """What `requests` may use at most. Raises `RateLimited`."""
         return Charge()
 
+    async def in_thread(self, work: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        """What `work` returns, in another thread, when it is the caller's turn to have one."""
+        return await asyncio.to_thread(work, *args, **kwargs)
+
     def headers(self) -> dict[str, str]:
         """What answers to generations tell about the caller's limits."""
         return {}
@@ -83,6 +95,7 @@ class KeyHolder(Caller):
         self.key = key
         self.name = key.name
         self._clock = clock
+        self._threads = asyncio.Semaphore(THREADS_EACH)
         self._bucket = None if key.rate is None else TokenBucket(key.rate, clock())
 
     def becomes(self, key: ApiKey) -> None:
@@ -98,6 +111,10 @@ class KeyHolder(Caller):
     @property
     def allowed(self) -> Callable[[str], bool] | None:
         return None if self.key.models is None else self.key.may_use
+
+    async def in_thread(self, work: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        async with self._threads:
+            return await super().in_thread(work, *args, **kwargs)
 
     def reserve(self, requests: Iterable[Sized]) -> Charge:
         bucket, now = self._bucket, self._clock()

@@ -6,7 +6,6 @@ clients that leave, cancellation, and what the log is told are here.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -70,7 +69,7 @@ async def begin(
     check_model_id(model)
     exchange.stream = stream
     exchange.about(model)
-    prepared = await asyncio.to_thread(_prepare, service, model, asks)
+    prepared = await exchange.caller.in_thread(_prepare, service, model, asks)
     running = Running(request, exchange, prepared, exchange.caller.reserve(prepared))
     try:
         for one in prepared:

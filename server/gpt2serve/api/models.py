@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -211,7 +210,7 @@ async def list_models(
     if warm not in (None, *WARM_STATES):
         raise InvalidRequest("state", f"must be one of {', '.join(WARM_STATES)}")
     # One more than asked for tells whether there is a next page.
-    found = await asyncio.to_thread(
+    found = await exchange.caller.in_thread(
         service.engine.list_models,
         after=after,
         limit=limit + 1,
@@ -255,7 +254,7 @@ async def manifest_of(service: Service, exchange: Exchange, model: str) -> Manif
     Raises `ModelNotAllowed`, or what `Engine.describe` raises.
     """
     exchange.about(model)
-    return await asyncio.to_thread(service.engine.describe, model)
+    return await exchange.caller.in_thread(service.engine.describe, model)
 
 
 def model_id(owner: str, name: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -101,10 +100,10 @@ class Call:
         self.exchange.about(self.model)
         if self.service.draining:
             raise EngineClosed
-        status = await asyncio.to_thread(engine.status, self.model)
+        status = await self.exchange.caller.in_thread(engine.status, self.model)
         # Why a model cannot be loaded is told to those who ask it for texts.
         if status.state not in ("resident", "failed"):
-            await asyncio.to_thread(engine.start_load, self.model)
+            await self.exchange.caller.in_thread(engine.start_load, self.model)
             raise ModelLoading(self.model, _seconds_left(status))
 
 

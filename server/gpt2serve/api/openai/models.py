@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Annotated
 
 from litestar import get
@@ -37,7 +36,7 @@ async def list_model_objects(
     after: Annotated[str, QueryParameter(description="Begin behind this id.")] = "",
 ) -> ModelObjects:
     allowed = exchange.caller.allowed
-    found = await asyncio.to_thread(
+    found = await exchange.caller.in_thread(
         service.engine.list_ids, after=after, limit=limit + 1, allowed=allowed
     )
     data = [_model_object(model) for model in found[:limit]]
