@@ -8,6 +8,7 @@ import functools
 import os
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from litestar.handlers import HTTPRouteHandler
 
 from gpt2serve.api import keys as keys_module
 from gpt2serve.api import service as service_module
+from gpt2serve.api.callers import LOADS_EACH
 from gpt2serve.api.generation import GENERATION
 from gpt2serve.api.keys import CHECK_SECONDS, Keyring
 from gpt2serve.app import service_of
@@ -319,6 +321,40 @@ def test_one_key_leaves_threads_to_others(file: Path) -> None:
 
     asyncio.run(main())
     assert served.engine.owners[0] == "bob"
+
+
+def test_one_key_has_few_models_loaded_that_it_does_not_wait_for(served: Served) -> None:
+    """They take no place in the queue, and each may put others out of memory."""
+    engine = served.engine
+    engine.models = {f"bob/{n}": model_status(f"bob/{n}") for n in range(9)}
+
+    def ask(model: int) -> None:
+        body = {"inputs": "x", "options": {"wait_for_model": False}}
+        path = f"/models/bob/{model}"
+        answer = served.request("POST", path, json=body, headers=bearer(BOB))
+        assert answer.status_code == 503
+        assert answer.headers["retry-after"] == "1"
+
+    def loaded() -> int:
+        return sum(given[0] == "load" for given in engine.given)
+
+    works = []
+    for model in range(6):
+        engine.work = Future()
+        works.append(engine.work)
+        ask(model)
+    assert loaded() == LOADS_EACH
+    works[0].set_result(None)
+    works[1].set_exception(StepFailed("broken"))
+    for model in range(3):
+        ask(model + 6)
+    assert loaded() == LOADS_EACH + 2
+    engine.becomes("bob/0", state="loading")
+    for work in works:
+        if not work.done():
+            work.set_result(None)
+    ask(0)
+    assert loaded() == LOADS_EACH + 2, "it is on its way already"
 
 
 # -- how much ---------------------------------------------------------------------------------

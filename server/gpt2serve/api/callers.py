@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable
+from concurrent.futures import Future
 from typing import ParamSpec, Protocol, TypeVar
 
 from gpt2serve.api.key_file import ApiKey
@@ -16,6 +17,9 @@ from gpt2serve.errors import Gpt2ServeError
 #: What one key has done in threads at the same time. All share those of the event loop, which are
 #: five or more: tokenising, searching and asking the store take milliseconds to seconds.
 THREADS_EACH = 2
+#: Loads of models under way for those who did not want to wait for them, for each key: they take no
+#: place in the queue.
+LOADS_EACH = 4
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -80,6 +84,10 @@ class Caller:
         """What `work` returns, in another thread, when it is the caller's turn to have one."""
         return await asyncio.to_thread(work, *args, **kwargs)
 
+    async def load(self, begin: Callable[[], Future[None]]) -> None:
+        """Have a load begin that nobody waits for, unless enough of the caller's are under way."""
+        await self.in_thread(begin)
+
     def headers(self) -> dict[str, str]:
         """What answers to generations tell about the caller's limits."""
         return {}
@@ -96,6 +104,8 @@ class KeyHolder(Caller):
         self.name = key.name
         self._clock = clock
         self._threads = asyncio.Semaphore(THREADS_EACH)
+        self._may_load = asyncio.Lock()
+        self._loads: list[Future[None]] = []
         self._bucket = None if key.rate is None else TokenBucket(key.rate, clock())
 
     def becomes(self, key: ApiKey) -> None:
@@ -115,6 +125,12 @@ class KeyHolder(Caller):
     async def in_thread(self, work: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
         async with self._threads:
             return await super().in_thread(work, *args, **kwargs)
+
+    async def load(self, begin: Callable[[], Future[None]]) -> None:
+        async with self._may_load:
+            self._loads = [load for load in self._loads if not load.done()]
+            if len(self._loads) < LOADS_EACH:
+                self._loads.append(await self.in_thread(begin))
 
     def reserve(self, requests: Iterable[Sized]) -> Charge:
         bucket, now = self._bucket, self._clock()

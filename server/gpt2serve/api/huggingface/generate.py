@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -95,15 +96,17 @@ class Call:
             raise in_their_terms(error, self.wish) from error
 
     async def _refuse_while_loading(self) -> None:
-        """Unless the model is in memory, begin to load it and raise `ModelLoading`."""
+        """Unless the model is in memory, have it loaded and raise `ModelLoading`."""
         engine = self.service.engine
         self.exchange.about(self.model)
         if self.service.draining:
             raise EngineClosed
-        status = await self.exchange.caller.in_thread(engine.status, self.model)
+        caller = self.exchange.caller
+        status = await caller.in_thread(engine.status, self.model)
         # Why a model cannot be loaded is told to those who ask it for texts.
         if status.state not in ("resident", "failed"):
-            await self.exchange.caller.in_thread(engine.start_load, self.model)
+            if status.state == "cold":
+                await caller.load(functools.partial(engine.start_load, self.model))
             raise ModelLoading(self.model, _seconds_left(status))
 
 
