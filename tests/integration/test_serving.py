@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import io
 import json
+import logging
 import os
 import signal
 import socket
@@ -17,12 +19,13 @@ from typing import Any
 import httpx
 import pytest
 
+from gpt2serve.api import serving
 from gpt2serve.api.serving import listen, serve
 from gpt2serve.app import create_app, service_of
 from gpt2serve.errors import EngineClosed, ModelNotFound
 from gpt2serve.logs import create_logger
 from gpt2serve.settings import engine_settings
-from tests.unit.api_support import GOOD, FakeEngine
+from tests.unit.api_support import GOOD, FakeEngine, assert_problem
 
 
 class SlowEngine(FakeEngine):
@@ -127,22 +130,21 @@ def test_signal_while_starting_is_no_failure() -> None:
     asyncio.run(main())
 
 
-def test_engine_that_cannot_be_closed_keeps_no_server_from_ending(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+def test_engine_that_cannot_be_closed_keeps_no_server_from_ending() -> None:
     class Stuck(FakeEngine):
         def close(self) -> None:
             raise RuntimeError("it cannot be closed")
 
-    async def main() -> None:
+    async def main() -> io.StringIO:
         async with running(Stuck()) as server:
             await server.until_ready()
             os.kill(os.getpid(), signal.SIGTERM)
             await server.ends()
+            return server.output
 
-    asyncio.run(main())
+    output = asyncio.run(main())
     gc.collect()
-    assert "it cannot be closed" in caplog.text
+    assert "it cannot be closed" in output.getvalue()
 
 
 def test_other_servers_wait_for_the_start() -> None:
@@ -206,3 +208,66 @@ def test_no_answer_waits_for_the_acknowledgement_of_its_first_part() -> None:
         accepted, _ = listener.accept()
         with accepted:
             assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
+@pytest.mark.parametrize("kind", ["httptools", "h11"])
+@pytest.mark.parametrize("part", [b"x" * 65_536, b"a: b\r\n" * 10_000])
+def test_a_head_without_an_end_is_not_kept(
+    monkeypatch: pytest.MonkeyPatch, kind: str, part: bytes
+) -> None:
+    """Whoever sent one, without a key, had filled the memory."""
+    if kind == "httptools":
+        pytest.importorskip("httptools")
+    else:
+        monkeypatch.setattr(serving, "protocol", lambda: "h11")
+
+    async def main() -> None:
+        async with running(FakeEngine()) as server:
+            await server.until_ready()
+            reader, writer = await asyncio.open_connection(*server.listener.getsockname())
+            writer.write(b"GET /healthz HTTP/1.1\r\nHost: x\r\na: b")
+            with contextlib.suppress(ConnectionError):
+                for _ in range(100):
+                    writer.write(part)
+                    await writer.drain()
+            with contextlib.suppress(ConnectionError):
+                answer = await asyncio.wait_for(reader.read(), 10)
+                assert answer[:12] in (b"HTTP/1.1 400", b"")
+            writer.close()
+            assert await server.status("/healthz") == 200
+            # What a body has behind its head is not counted, and heads of usual size pass.
+            large = {"X-Large": "x" * 60_000}
+            for _ in range(3):
+                await server.client.post("/generate", content=b"x" * 900_000, headers=large)
+            assert (await server.client.get("/healthz", headers=large)).status_code == 200
+            os.kill(os.getpid(), signal.SIGTERM)
+            await server.ends()
+
+    asyncio.run(main())
+
+
+def test_a_long_address_is_refused_and_not_remembered() -> None:
+    async def main() -> None:
+        async with running(FakeEngine()) as server:
+            await server.until_ready()
+            assert await server.status("/models/me/model/info?" + "x" * 8_000) == 200
+            answer = await server.client.get("/models/" + "x" * 8_192 + "/info")
+            assert assert_problem(answer, 414, "address_too_long")
+            os.kill(os.getpid(), signal.SIGTERM)
+            await server.ends()
+
+    asyncio.run(main())
+
+
+def test_what_asyncio_has_to_tell_is_in_the_log() -> None:
+    """uvicorn leaves to it what a client does wrong while it is being answered."""
+
+    async def main() -> None:
+        async with running(FakeEngine()) as server:
+            await server.until_ready()
+            logging.getLogger("asyncio").error("Fatal error")
+            assert "Fatal error" in server.events
+            os.kill(os.getpid(), signal.SIGTERM)
+            await server.ends()
+
+    asyncio.run(main())

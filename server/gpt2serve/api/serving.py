@@ -24,6 +24,7 @@ from typing import Any
 import uvicorn
 from litestar import Litestar
 
+from gpt2serve.api.heads import protocol, short_targets
 from gpt2serve.api.service import Service
 from gpt2serve.logs import ForwardHandler
 from gpt2serve.settings import is_url
@@ -66,7 +67,8 @@ async def serve(app: Litestar, service: Service, listener: socket.socket) -> Non
     service.opens_at_once = True
     _forward_logs(service.log)
     config = uvicorn.Config(
-        app,
+        short_targets(app),
+        http=protocol(),
         access_log=False,
         log_config=None,
         lifespan="on",
@@ -175,7 +177,7 @@ def _url(listener: socket.socket) -> str:
 
 def _forward_logs(log: Any) -> None:
     """Into the one log, from libraries that have something to tell while they work."""
-    for name in ("uvicorn", "opentelemetry"):
+    for name in ("uvicorn", "asyncio", "opentelemetry"):
         logger = logging.getLogger(name)
         logger.handlers = [ForwardHandler(log)]
         logger.propagate = False
