@@ -22,10 +22,11 @@ import pytest
 from gpt2serve.api import serving
 from gpt2serve.api.serving import listen, serve
 from gpt2serve.app import create_app, service_of
+from gpt2serve.engine.stream import Delivery
 from gpt2serve.errors import EngineClosed, ModelNotFound
 from gpt2serve.logs import create_logger
 from gpt2serve.settings import engine_settings
-from tests.unit.api_support import GOOD, FakeEngine, assert_problem
+from tests.unit.api_support import GOOD, STEPS, FakeEngine, assert_problem, token
 
 
 class SlowEngine(FakeEngine):
@@ -208,6 +209,28 @@ def test_no_answer_waits_for_the_acknowledgement_of_its_first_part() -> None:
         accepted, _ = listener.accept()
         with accepted:
             assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="Linux has it")
+def test_a_client_that_takes_nothing_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or what is made for it stays in memory for ever."""
+    monkeypatch.setattr(serving, "_TAKES_NOTHING_SECONDS", 1)
+    large = [Delivery([token(0, "x" * 1_000_000)]) for _ in range(40)]
+
+    async def main() -> None:
+        async with running(FakeEngine(steps=[*large, *STEPS])) as server:
+            await server.until_ready()
+            with socket.create_connection(server.listener.getsockname()) as client:
+                body = json.dumps(GOOD | {"stream": True}).encode()
+                head = f"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+                client.sendall(head.encode() + body)
+                async with asyncio.timeout(20):
+                    while "generate" not in server.events:
+                        assert await server.status("/healthz") == 200
+            os.kill(os.getpid(), signal.SIGTERM)
+            await server.ends()
+
+    asyncio.run(main())
 
 
 @pytest.mark.parametrize("kind", ["httptools", "h11"])

@@ -36,6 +36,9 @@ _FLUSH_SECONDS = 5
 #: is set to 60 s here, most others' default is that too): whoever closes first does so without
 #: a race against the next request.
 _KEEP_ALIVE_SECONDS = 75
+#: A connection whose client takes nothing of what it is sent, or does not acknowledge it, is closed
+#: after that long: what is made for it would stay in memory as long as it likes.
+_TAKES_NOTHING_SECONDS = 60
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -46,6 +49,9 @@ def listen(host: str, port: int) -> socket.socket:
     # it each part of an answer waits until the client has acknowledged the part before: 40 ms
     # where the client waits with that, as proxies on a kept connection do.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux
+        milliseconds = _TAKES_NOTHING_SECONDS * 1000
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
     return listener
 
 
