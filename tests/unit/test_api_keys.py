@@ -323,6 +323,20 @@ def test_one_key_leaves_threads_to_others(file: Path) -> None:
     assert served.engine.owners[0] == "bob"
 
 
+def test_more_prompts_than_a_key_can_have_places_for(served: Served) -> None:
+    """It is no 429: that would be tried again for ever."""
+    places = served.engine.settings.max_queue // 2
+    for prompts, status in ((places, 200), (places + 1, 400)):
+        body = {"model": "me/model", "prompt": ["x"] * prompts}
+        answer = served.request("POST", "/v1/completions", json=body, headers=bearer(ALICE))
+        assert answer.status_code == status
+    assert answer.json()["error"]["param"] == "prompt"
+    body = {"inputs": ["x"] * (places + 1)}
+    answer = served.request("POST", "/models/me/model", json=body, headers=bearer(ALICE))
+    assert answer.status_code == 422
+    assert answer.json()["error"].startswith("inputs: 3 prompts are more")
+
+
 def test_one_key_has_few_models_loaded_that_it_does_not_wait_for(served: Served) -> None:
     """They take no place in the queue, and each may put others out of memory."""
     engine = served.engine

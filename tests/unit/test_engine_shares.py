@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpt2serve.engine.shares import Shares, leaves_room
+from gpt2serve.engine.shares import Shares, leaves_room, most_for_one
 
 
 @settings(deadline=None, derandomize=True)
@@ -44,6 +44,15 @@ def test_nobody_gets_all_and_everybody_gets_some(
 )
 def test_how_much_somebody_may_have(has: int, more: int, free: int, times: int, room: bool) -> None:
     assert leaves_room(has, more, free, times) is room
+
+
+@pytest.mark.parametrize("times", [1, 7])
+@pytest.mark.parametrize("total", [1, 2, 3, 7, 8, 31, 32, 256])
+def test_the_most_that_who_is_alone_gets_one_by_one(total: int, times: int) -> None:
+    has = 0
+    while has < total and leaves_room(has, 1, total - has, times):
+        has += 1
+    assert most_for_one(total, times) == has
 
 
 def test_a_step_is_paid_by_those_in_it() -> None:

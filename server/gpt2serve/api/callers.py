@@ -12,6 +12,7 @@ from typing import ParamSpec, Protocol, TypeVar
 
 from gpt2serve.api.key_file import ApiKey
 from gpt2serve.api.token_bucket import Taken, TokenBucket
+from gpt2serve.engine.shares import OF_THE_QUEUE, most_for_one
 from gpt2serve.errors import Gpt2ServeError
 
 #: What one key has done in threads at the same time. All share those of the event loop, which are
@@ -76,6 +77,10 @@ class Caller:
         if self.allowed is not None and not self.allowed(model):
             raise ModelNotAllowed(model)
 
+    def most_requests(self, max_queue: int) -> int:
+        """To the engine at the same time, if nobody else has any in its queue."""
+        return max_queue
+
     def reserve(self, requests: Iterable[Sized]) -> Charge:  # noqa: ARG002
         """What `requests` may use at most. Raises `RateLimited`."""
         return Charge()
@@ -121,6 +126,9 @@ class KeyHolder(Caller):
     @property
     def allowed(self) -> Callable[[str], bool] | None:
         return None if self.key.models is None else self.key.may_use
+
+    def most_requests(self, max_queue: int) -> int:
+        return most_for_one(max_queue, OF_THE_QUEUE)
 
     async def in_thread(self, work: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
         async with self._threads:

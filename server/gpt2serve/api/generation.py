@@ -22,6 +22,7 @@ from gpt2serve.api.streaming import EVENT_STREAM, STREAM_HEADERS, merged, unless
 from gpt2serve.engine.events import Done, Event, Generation, GenerationResult
 from gpt2serve.engine.params import SamplingParams
 from gpt2serve.engine.prompts import Prompt
+from gpt2serve.errors import InvalidRequest
 from gpt2serve.package import check_model_id
 
 if TYPE_CHECKING:
@@ -64,11 +65,17 @@ async def begin(
 ) -> Running:
     """Submit all `asks`, or none if one is refused, on the account of whoever sent the request.
 
-    Raises what `Engine.prepare` and `Engine.submit` raise, `ModelNotAllowed` or `RateLimited`.
+    Raises what `Engine.prepare` and `Engine.submit` raise, `ModelNotAllowed` or `RateLimited`, or
+    `InvalidRequest` for more asks than there can ever be places for.
     """
     check_model_id(model)
     exchange.stream = stream
     exchange.about(model)
+    most = exchange.caller.most_requests(service.engine.settings.max_queue)
+    if len(asks) > most:  # trying again would not help
+        raise InvalidRequest(
+            "prompt", f"{len(asks)} prompts are more than this server works on at once: {most}"
+        )
     prepared = await exchange.caller.in_thread(_prepare, service, model, asks)
     running = Running(request, exchange, prepared, exchange.caller.reserve(prepared))
     try:

@@ -27,6 +27,11 @@ def leaves_room(has: int, more: int, free: int, times: int) -> bool:
     return has == 0 or has + more <= times * (free - more)
 
 
+def most_for_one(total: int, times: int) -> int:
+    """What `leaves_room` lets somebody have, one after the other, who is alone."""
+    return max(1, total * times // (times + 1))
+
+
 class Shares:
     """Seconds of computing, by owner, of those who have requests that are being worked on."""
 

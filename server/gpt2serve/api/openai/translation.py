@@ -33,12 +33,6 @@ def asks_of(request: CompletionRequest, settings: EngineSettings) -> list[Ask]:
     _check_choices(request, settings.max_batch_size)
     _check_output(request)
     prompts = prompts_of(request.prompt)
-    if len(prompts) > settings.max_queue:
-        raise InvalidRequest(
-            "prompt",
-            f"{len(prompts)} prompts are more than this server works on at once: "
-            f"{settings.max_queue}",
-        )
     params = sampling_params(request)
     return [Ask(prompt, params) for prompt in prompts]
 
