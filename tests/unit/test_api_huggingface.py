@@ -151,7 +151,7 @@ def test_one_list_for_each_input() -> None:
 def test_more_inputs_than_the_queue_holds_are_refused_for_good() -> None:
     inputs = 5 * ["x"]  # and the queue holds 4
     answer = ask(ONE, inputs=inputs)
-    assert refused(answer, 422, "validation").startswith("inputs: 5 texts are more than ")
+    assert refused(answer, 422, "validation").startswith("inputs: 5 prompts are more than ")
     assert len(told(ask(ONE, inputs=inputs[1:]))) == 4
     refused(ask("/models/nobody", inputs=inputs), 404, None)
 

@@ -47,7 +47,7 @@ def test_what_is_no_prompt_is_refused_by_name(tokenizer: Tokenizer, prompt: Any)
 @pytest.mark.parametrize("prompt", ["a" * 16_385, "\U0001f600" * 4_097, "\ud800" * 16_385])
 def test_what_cannot_fit_is_refused_before_it_is_tokenised(prompt: str) -> None:
     described = manifest(dimensions=msgspec.structs.replace(DIMENSIONS, context_length=128))
-    with pytest.raises(InvalidRequest, match="too few for 163[0-9]+ bytes") as caught:
+    with pytest.raises(InvalidRequest, match=r"too few for 163[0-9]+ bytes") as caught:
         tokenise(prompt, described, None)  # type: ignore[arg-type]
     assert caught.value.field == "prompt"
 

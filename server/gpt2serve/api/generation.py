@@ -16,6 +16,7 @@ from litestar.response import Stream
 
 from gpt2serve.api.callers import Charge
 from gpt2serve.api.exchange import Exchange
+from gpt2serve.api.models import manifest_of
 from gpt2serve.api.problems import Problem, problem_of
 from gpt2serve.api.service import Service
 from gpt2serve.api.streaming import EVENT_STREAM, STREAM_HEADERS, merged, unless_gone
@@ -72,7 +73,9 @@ async def begin(
     exchange.stream = stream
     exchange.about(model)
     most = exchange.caller.most_requests(service.engine.settings.max_queue)
-    if len(asks) > most:  # trying again would not help
+    if len(asks) > most:
+        # Trying again would not help. As elsewhere, an unknown model is told before that.
+        await manifest_of(service, exchange, model)
         raise InvalidRequest(
             "prompt", f"{len(asks)} prompts are more than this server works on at once: {most}"
         )

@@ -44,7 +44,6 @@ class Call:
         self, prompts: Sequence[str]
     ) -> tuple[list[list[TextGenerationOutput]], dict[str, str]]:
         """The outputs for each prompt, and the headers that go with them."""
-        await self._check_room(prompts)
         running = await self._begin(prompts, stream=False)
         validated = self.exchange.seconds
         with _incomplete():
@@ -73,16 +72,6 @@ class Call:
             # As on other routes, an unknown model is told before what does not go together.
             await manifest_of(self.service, self.exchange, self.model)
             raise
-
-    async def _check_room(self, prompts: Sequence[str]) -> None:
-        """More than fit into the queue never do, however often the client tries again."""
-        most = self.service.engine.settings.max_queue
-        if len(prompts) > most:
-            await manifest_of(self.service, self.exchange, self.model)
-            raise InvalidRequest(
-                "inputs",
-                f"{len(prompts)} texts are more than this server works on at once: {most}",
-            )
 
     async def _begin(self, prompts: Sequence[str], *, stream: bool) -> Running:
         if not self.waits:
