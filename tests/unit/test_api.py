@@ -210,7 +210,8 @@ def test_large_body_is_413(chunked: bool) -> None:
 
     served = Served(max_body_bytes=1000)
     content = chunks() if chunked else b"x" * 1001
-    assert_problem(served.request("POST", "/generate", content=content), 413, "body_too_large")
+    answer = served.request("POST", "/generate", content=content)
+    assert "--max-body-bytes" in assert_problem(answer, 413, "body_too_large")["detail"]
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -135,9 +135,14 @@ _RULES: tuple[tuple[type[Exception], _Rule], ...] = (
 _INTERNAL_CODE = errors.Gpt2ServeError.code
 _INTERNAL = _Rule(500, "Internal error", _SEE_LOG, _INTERNAL_CODE)
 
-_HTTP_TITLES = {
-    400: ("The body cannot be read", MalformedBody.code),
-    413: ("The body is too large", "body_too_large"),
+_HTTP_RULES = {
+    400: _Rule(400, "The body cannot be read", code=MalformedBody.code),
+    413: _Rule(
+        413,
+        "The body is too large",
+        "The body is larger than the server takes (its --max-body-bytes).",
+        "body_too_large",
+    ),
 }
 
 
@@ -160,8 +165,8 @@ def _rule_of(error: Exception) -> _Rule:
         if isinstance(error, kind):
             return rule
     if isinstance(error, HTTPException) and error.status_code < 500:
-        title, code = _HTTP_TITLES.get(error.status_code, (error.detail, "http_error"))
-        return _Rule(error.status_code, title, code=code)
+        other = _Rule(error.status_code, error.detail, code="http_error")
+        return _HTTP_RULES.get(error.status_code, other)
     return _INTERNAL
 
 
