@@ -251,6 +251,17 @@ def test_lists_show_what_the_key_may_use(served: Served) -> None:
     assert [model["id"] for model in objects] == ["bob/x", "bob/y", "me/model"]
 
 
+def test_no_search_goes_on_from_a_model_that_the_key_may_not_use(served: Served) -> None:
+    """What comes next would tell whether its card has the words."""
+    for model in ("a", "nobody"):
+        path = f"/models?search=x&after={model}"
+        answer = served.request("GET", path, headers=bearer(BOB))
+        assert assert_problem(answer, 422, "invalid_value")["field"] == "after"
+        assert served.request("GET", path, headers=bearer(ALICE)).status_code == 200
+        path = f"/models?after={model}"
+        assert served.request("GET", path, headers=bearer(BOB)).status_code == 200
+
+
 def test_the_openai_surface_says_so_in_its_own_shape(served: Served) -> None:
     body = {"model": "a", "prompt": "x"}
     for method, path in (("POST", "/v1/completions"), ("GET", "/v1/models/a")):

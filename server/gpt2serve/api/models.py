@@ -209,6 +209,10 @@ async def list_models(
 ) -> ModelPage:
     if warm not in (None, *WARM_STATES):
         raise InvalidRequest("state", f"must be one of {', '.join(WARM_STATES)}")
+    allowed = exchange.caller.allowed
+    if search and after and allowed is not None and not allowed(after):
+        # Where the results go on would tell what its card says.
+        raise InvalidRequest("after", "must be a model that the key may use, in a search")
     # One more than asked for tells whether there is a next page.
     found = await exchange.caller.in_thread(
         service.engine.list_models,
@@ -216,7 +220,7 @@ async def list_models(
         limit=limit + 1,
         search=search,
         state=warm,
-        allowed=exchange.caller.allowed,
+        allowed=allowed,
     )
     page = found[:limit]
     return ModelPage(
