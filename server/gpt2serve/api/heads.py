@@ -6,7 +6,6 @@ Nobody has shown a key yet who sends one.
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 from typing import Any, Literal
 
 import msgspec
@@ -58,9 +57,10 @@ async def _refuse(send: Send) -> None:
 
 def protocol() -> type[asyncio.Protocol] | Literal["h11"]:
     """What uvicorn is to read HTTP with: httptools if it is there, as uvicorn's own choice is."""
-    if importlib.util.find_spec("httptools") is None:
+    try:
+        from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+    except ImportError:
         return "h11"
-    from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
     class BoundedHttpTools(HttpToolsProtocol):
         """httptools keeps a head until it is complete, however large it is."""
