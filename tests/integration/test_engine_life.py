@@ -137,6 +137,24 @@ def test_a_deleted_model_ends_what_it_has_begun(sample_store: Path, tmp_path: Pa
         assert_idle(engine)
 
 
+@pytest.mark.parametrize("last_asked", ["describe", "prepare"])
+def test_a_model_that_is_deleted_before_its_first_load_is_not_found(
+    sample_store: Path, tmp_path: Path, last_asked: str
+) -> None:
+    """However fresh what is known of it: a file that is missing has the store asked again, the
+    tokenizer's or, where that is known already, the weights'."""
+    publish(sample_store, REAGAN, tmp_path, "model")
+    with open_engine(tmp_path, store_refresh=3600.0) as engine:
+        if last_asked == "describe":
+            engine.describe("model")
+        else:
+            engine.prepare("model", PROMPT, SHORT)
+        shutil.rmtree(tmp_path / "model")
+        with pytest.raises(ModelNotFound):
+            engine.generate("model", PROMPT, SHORT)
+        assert_idle(engine)
+
+
 def test_steering_real_models(sample_store: Path) -> None:
     watcher = Watcher()
     with open_engine(sample_store, observer=watcher) as engine:

@@ -12,7 +12,7 @@ from gpt2serve.engine.params import ResolvedParams, SamplingParams
 from gpt2serve.engine.prompts import Prompt, tokenise
 from gpt2serve.engine.store import ModelStore, Package
 from gpt2serve.engine.tokenizer import Tokenizer, TokenizerCache
-from gpt2serve.errors import CorruptPackage, Gpt2ServeError, ModelTooLarge, PackageReplaced
+from gpt2serve.errors import CorruptPackage, ModelTooLarge
 from gpt2serve.package import Manifest
 from gpt2serve.settings import EngineSettings
 
@@ -109,11 +109,12 @@ class Preparation:
         try:
             return package, self.tokenizer_of(package)
         except CorruptPackage:
-            # In a folder the file may be a newer version's by now.
-            if not self._was_replaced(package):
+            # In a folder the file may be a newer version's by now, or gone with its model.
+            self._store.doubt(model)
+            newest = self._store.resolve(model)
+            if newest.manifest == package.manifest:
                 raise
-        package = self._store.resolve(model)
-        return package, self.tokenizer_of(package)
+            return newest, self.tokenizer_of(newest)
 
     def tokenizer_of(self, package: Package) -> Tokenizer:
         """Raises `CorruptPackage` or `StoreUnavailable`."""
@@ -121,15 +122,6 @@ class Preparation:
         return known or self._tokenizers.get(
             self._store.tokenizer_file(package), package.tokenizer_hash
         )
-
-    def _was_replaced(self, package: Package) -> bool:
-        try:
-            self._store.verify(package)
-        except PackageReplaced:
-            return True
-        except Gpt2ServeError:
-            pass
-        return False
 
     def _fit_kv_cache(self, manifest: Manifest, prompt: int, params: ResolvedParams) -> int:
         """How many places of the prompt are scored together: fewer where there is less room.

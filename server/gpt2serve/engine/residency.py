@@ -279,8 +279,11 @@ class Residency:
         else:
             error = self.cache.failed(key, f"The model could not be loaded: {cause}", now)
             error.__cause__ = cause
+        may_be_outdated = isinstance(cause, _MAY_BE_OUTDATED)
+        if may_be_outdated:
+            self._versions.doubt(package.model)
         for message in waiting:
-            if isinstance(cause, _MAY_BE_OUTDATED):
+            if may_be_outdated:
                 self._versions.renew(message, error)
             else:
                 self._host.refuse(message, error)

@@ -122,6 +122,10 @@ class ModelStore:
                 return self._without_store(model, state)
         return self._answer(model, state)
 
+    def doubt(self, model: str) -> None:
+        """Let the next `resolve` look, however fresh what is known of `model` is. Never blocks."""
+        self._known.doubt(model)
+
     def peek(self, model: str) -> Package | None:
         """What is known of `model`, without looking: never touches disk or network."""
         return self._known.peek(model)
@@ -311,7 +315,7 @@ class ModelStore:
         try:
             yield
         except PackageReplaced:
-            self._known.doubt(package.model)
+            self.doubt(package.model)
             raise
         except StoreUnavailable as error:
             if error.everywhere:

@@ -49,6 +49,10 @@ class Versions:
     def is_outdated(self, package: Package) -> bool:
         return self._newest.get(package.model, package.key) != package.key
 
+    def doubt(self, model: str) -> None:
+        """Its newest version cannot be used: perhaps there is a newer one, or none any more."""
+        self._store.doubt(model)
+
     def renew(self, message: Waiting, error: Gpt2ServeError | None = None) -> None:
         """Prepare it again for the model's newest version; what comes of it is reported.
 
