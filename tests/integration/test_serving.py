@@ -77,6 +77,10 @@ class Running:
     async def ends(self) -> None:
         await asyncio.wait_for(self.task, 15)
 
+    async def stops(self) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        await self.ends()
+
 
 @asynccontextmanager
 async def running(engine: FakeEngine) -> AsyncIterator[Running]:
@@ -99,8 +103,7 @@ def test_port_is_open_while_models_are_loaded() -> None:
             server.engine.let_start()
             await server.until_ready()
             assert server.events.count("ready") == 1
-            os.kill(os.getpid(), signal.SIGTERM)
-            await server.ends()
+            await server.stops()
             assert server.engine.closed >= 1
 
     asyncio.run(main())
@@ -123,8 +126,7 @@ def test_signal_while_starting_is_no_failure() -> None:
     async def main() -> None:
         async with running(SlowEngine()) as server:
             assert await server.status("/readyz") == 503
-            os.kill(os.getpid(), signal.SIGTERM)
-            await server.ends()
+            await server.stops()
             assert "draining" in server.events
             assert "ready" not in server.events
 
@@ -139,8 +141,7 @@ def test_engine_that_cannot_be_closed_keeps_no_server_from_ending() -> None:
     async def main() -> io.StringIO:
         async with running(Stuck()) as server:
             await server.until_ready()
-            os.kill(os.getpid(), signal.SIGTERM)
-            await server.ends()
+            await server.stops()
             return server.output
 
     output = asyncio.run(main())
@@ -193,8 +194,7 @@ def test_disk_cache_that_is_smaller_than_the_model_cache_is_told(
         async with running(engine) as server:
             await server.until_ready()
             assert any("disk cache is smaller" in event for event in server.events) == warns
-            os.kill(os.getpid(), signal.SIGTERM)
-            await server.ends()
+            await server.stops()
 
     asyncio.run(main())
 
@@ -227,8 +227,7 @@ def test_a_client_that_takes_nothing_is_let_go(monkeypatch: pytest.MonkeyPatch) 
                 async with asyncio.timeout(20):
                     while "generate" not in server.events:
                         assert await server.status("/healthz") == 200
-            os.kill(os.getpid(), signal.SIGTERM)
-            await server.ends()
+            await server.stops()
 
     asyncio.run(main())
 
@@ -263,8 +262,7 @@ def test_a_head_without_an_end_is_not_kept(
             for _ in range(3):
                 await server.client.post("/generate", content=b"x" * 900_000, headers=large)
             assert (await server.client.get("/healthz", headers=large)).status_code == 200
-            os.kill(os.getpid(), signal.SIGTERM)
-            await server.ends()
+            await server.stops()
 
     asyncio.run(main())
 
@@ -276,8 +274,7 @@ def test_a_long_address_is_refused_and_not_remembered() -> None:
             assert await server.status("/models/me/model/info?" + "x" * 8_000) == 200
             answer = await server.client.get("/models/" + "x" * 8_192 + "/info")
             assert assert_problem(answer, 414, "address_too_long")
-            os.kill(os.getpid(), signal.SIGTERM)
-            await server.ends()
+            await server.stops()
 
     asyncio.run(main())
 
@@ -290,7 +287,6 @@ def test_what_asyncio_has_to_tell_is_in_the_log() -> None:
             await server.until_ready()
             logging.getLogger("asyncio").error("Fatal error")
             assert "Fatal error" in server.events
-            os.kill(os.getpid(), signal.SIGTERM)
-            await server.ends()
+            await server.stops()
 
     asyncio.run(main())
